@@ -1,0 +1,86 @@
+"""What users call: pin a connection, assert that none is held."""
+
+from __future__ import annotations
+
+from contextlib import ContextDecorator
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, InterfaceError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ._wrapper import ConnectionReleaseMixin
+
+
+class ConnectionHeldError(InterfaceError):
+    """Raised by `assert_released()`: the calling thread has a connection checked out."""
+
+
+class PinnedConnection(ContextDecorator):
+    """What `pin_connection()` returns; like `atomic()`, to be entered any number of times."""
+
+    def __init__(self, using: str) -> None:
+        self._using = using
+        self._entered: list[tuple[BaseDatabaseWrapper, object]] = []
+
+    def _recreate_cm(self) -> PinnedConnection:
+        # A decorated function may run in several threads at once.
+        return PinnedConnection(self._using)
+
+    def __enter__(self) -> BaseDatabaseWrapper:
+        wrapper = connections[self._using]
+        token = object()
+        if isinstance(wrapper, ConnectionReleaseMixin):
+            wrapper._pin(token)
+        else:
+            wrapper.ensure_connection()  # it keeps its connection anyway
+        self._entered.append((wrapper, token))
+        return wrapper
+
+    def __exit__(self, *exc_info: Any) -> None:
+        wrapper, token = self._entered.pop()
+        if isinstance(wrapper, ConnectionReleaseMixin):
+            wrapper._unpin(token)
+
+
+def pin_connection(using: Any = None) -> Any:
+    """Keep one connection checked out for a `with` block or a decorated function.
+
+    `using` is the database alias; the block gets its wrapper.  Use it for what needs
+    the same session throughout: LISTEN loops, session-level advisory locks, temporary
+    tables, the driver's own connection as `wrapper.connection`, or many small queries
+    in a row.  Pins nest; the connection is released when the outermost is left and
+    nothing else holds it.  `close()` inside ends them all.  With a backend that does
+    not release early it only makes sure that there is a connection.
+
+    Raises OperationalError if no connection can be had; nothing is pinned then.
+    """
+    if callable(using):  # bare @pin_connection
+        return PinnedConnection(DEFAULT_DB_ALIAS)(using)
+    return PinnedConnection(using or DEFAULT_DB_ALIAS)
+
+
+def assert_released(using: str | None = None) -> None:
+    """Raise ConnectionHeldError if the calling thread has a connection checked out.
+
+    `using` is a database alias; None means each alias that releases early.  Call it
+    before something slow, or at the end of a test.  The error names the holds, and
+    where each began if `RELEASE_OPTIONS["TRACK_ORIGINS"]` is on.
+    """
+    if using is None:
+        wrappers = connections.all(initialized_only=True)
+    else:
+        wrappers = [connections[using]]
+        if not isinstance(wrappers[0], ConnectionReleaseMixin):
+            raise ImproperlyConfigured(
+                f"assert_released() can't speak for the database alias {using!r}: its "
+                f"ENGINE is {wrappers[0].settings_dict['ENGINE']!r}, which does not "
+                "release early."
+            )
+    held = [
+        f"{wrapper.alias!r} by {', '.join(wrapper._lease.describe()) or 'no pool'}"
+        for wrapper in wrappers
+        if isinstance(wrapper, ConnectionReleaseMixin) and wrapper.connection is not None
+    ]
+    if held:
+        raise ConnectionHeldError(f"a connection is held for alias {'; for alias '.join(held)}")

@@ -1,0 +1,92 @@
+"""System checks of an alias, run by `manage.py check --database ALIAS` and `migrate`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from django.core import checks
+
+from ._pools import NativePool
+from ._settings import SETTING, problems
+
+TAG = "django_pg_real_pool"
+
+
+class ReleaseValidation:
+    """Adds this library's checks to those of the base's validation class."""
+
+    connection: Any
+
+    def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
+        messages: list[checks.CheckMessage] = [
+            *super().check(**kwargs),  # type: ignore[misc]
+            *self._check_options(),
+        ]
+        if isinstance(self.connection._hooks.pool, NativePool):
+            messages += self._check_native_pool()
+        return messages
+
+    def _error(self, number: int, message: str, hint: str) -> checks.Error:
+        return checks.Error(
+            f"Database {self.connection.alias!r}: {message}",
+            hint=hint,
+            id=f"{TAG}.E{number:03}",
+        )
+
+    def _check_options(self) -> list[checks.CheckMessage]:
+        alias = self.connection.alias
+        return [
+            self._error(4, problem, f"Correct DATABASES[{alias!r}][{SETTING!r}].")
+            for problem in problems(self.connection.settings_dict.get(SETTING, {}))
+        ]
+
+    def _check_native_pool(self) -> list[checks.CheckMessage]:
+        alias, settings = self.connection.alias, self.connection.settings_dict
+        pool = settings["OPTIONS"].get("pool")
+        if pool is False:
+            return []
+        found: list[checks.CheckMessage] = []
+        if not pool:
+            found.append(
+                self._error(
+                    1,
+                    "no connection pool is configured.",
+                    f'Set DATABASES[{alias!r}]["OPTIONS"]["pool"] to True or to a dict '
+                    'such as {"min_size": 2, "max_size": 10}; or to False to do '
+                    "without a pool.",
+                )
+            )
+        if settings.get("CONN_MAX_AGE", 0) != 0:
+            found.append(
+                self._error(
+                    2,
+                    f"CONN_MAX_AGE is {settings['CONN_MAX_AGE']!r}, but the pool decides "
+                    "how long a connection lives.",
+                    f'Set DATABASES[{alias!r}]["CONN_MAX_AGE"] to 0, and "max_lifetime" '
+                    'in ["OPTIONS"]["pool"] if need be.',
+                )
+            )
+        driver = self.connection.Database
+        if driver.__name__ != "psycopg":
+            found.append(
+                self._error(
+                    3,
+                    f"the native pool needs psycopg 3, but the driver is "
+                    f"{driver.__name__}.",
+                    "Install it: pip install 'psycopg[pool]'.",
+                )
+            )
+        return found
+
+
+@lru_cache(maxsize=None)
+def validation_class_for(validation_class: type[Any]) -> type[Any]:
+    """Return the subclass of a backend's validation class that has our checks too."""
+    if issubclass(validation_class, ReleaseValidation):
+        return validation_class
+    return type(
+        validation_class.__name__,
+        (ReleaseValidation, validation_class),
+        {"__module__": validation_class.__module__},
+    )

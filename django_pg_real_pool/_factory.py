@@ -1,0 +1,84 @@
+"""`make_release_backend()`: checks the base class, makes the subclass, names it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ._floor import DjangoFloor
+from ._wrapper import ConnectionReleaseMixin
+
+W = TypeVar("W", bound=BaseDatabaseWrapper)
+
+_made: WeakKeyDictionary[type[Any], type[Any]] = WeakKeyDictionary()
+
+#: What Django's abstract wrapper leaves to a backend, and this library builds upon.
+_NEEDED = ("get_new_connection", "get_connection_params", "create_cursor", "_set_autocommit")
+
+
+def make_release_backend(base_wrapper_cls: type[W]) -> type[W]:
+    """Return a subclass of a pooled backend that releases its connection early.
+
+    `base_wrapper_cls` is any Django `DatabaseWrapper` class whose `close()` or
+    `_close()` gives the connection back to some pool.  The result behaves as it does,
+    but checks a connection out at the first cursor, and gives it back when the cursor
+    is closed or the transaction has ended.  The same base gives the same class.
+
+    Raises TypeError for what is no wrapper class, or was made here already, and
+    ImproperlyConfigured for a class that is not a complete backend.  Nothing is left
+    behind then.
+
+    Call it in a module named `base`, as Django looks for `<ENGINE>.base`:
+
+        DatabaseWrapper = make_release_backend(MyPooledWrapper)
+    """
+    _check_base(base_wrapper_cls)
+    made = _made.get(base_wrapper_cls)
+    if made is None:
+        made = _make(base_wrapper_cls, sys._getframe(1).f_globals.get("__name__", __name__))
+        _made[base_wrapper_cls] = made
+    return cast("type[W]", made)
+
+
+def _make(base: type[W], module: str) -> type[Any]:
+    return type(
+        base.__name__,
+        (ConnectionReleaseMixin, base, DjangoFloor),
+        {
+            "__module__": module,
+            "__qualname__": base.__name__,
+            "__doc__": (
+                f"{base.__module__}.{base.__qualname__}, releasing its connection as "
+                "soon as possible.\n\nMade by django_pg_real_pool.make_release_backend()."
+            ),
+        },
+    )
+
+
+def _check_base(base: Any) -> None:
+    wanted = "make_release_backend() wants a Django DatabaseWrapper class"
+    if not isinstance(base, type):
+        raise TypeError(f"{wanted}, not {base!r}.")
+    name = f"{base.__module__}.{base.__qualname__}"
+    if issubclass(base, ConnectionReleaseMixin):
+        raise TypeError(f"{wanted} that releases late, but {name} was made by it already.")
+    if not issubclass(base, BaseDatabaseWrapper):
+        raise TypeError(
+            f"{wanted}, a subclass of django.db.backends.base.base.BaseDatabaseWrapper; "
+            f"{name} is none."
+        )
+    missing = [
+        attribute
+        for attribute in _NEEDED
+        if getattr(base, attribute) is getattr(BaseDatabaseWrapper, attribute)
+    ]
+    if not hasattr(base, "Database"):
+        missing.append("Database")
+    if missing:
+        raise ImproperlyConfigured(
+            f"{wanted} that is complete, but {name} lacks: {', '.join(missing)}."
+        )

@@ -1,0 +1,162 @@
+"""The lower layer of a made class, just above Django's `BaseDatabaseWrapper`.
+
+It answers what stock connects for and this library need not: a block may begin, nest
+and end, and autocommit be switched, without a connection.  Being beneath the base, it
+leaves each override of the base in force.
+"""
+
+from __future__ import annotations
+
+from _thread import get_ident
+from typing import TYPE_CHECKING, Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import debug_transaction
+
+from ._lease import Hold
+
+if TYPE_CHECKING:
+    from ._leasing import Leasing as _Base
+else:
+    _Base = BaseDatabaseWrapper
+
+
+class DjangoFloor(_Base):
+    """Stands for `BaseDatabaseWrapper` where a wrapper has no connection between holds.
+
+    Unlike the mixin at the top it may assume that the base has had its say.
+    """
+
+    def connect(self) -> None:
+        if self._releasing:
+            self._take()
+        else:
+            super().connect()
+
+    def close(self) -> None:
+        if self._ending_lease:
+            self._hooks.pool.checkin(self)
+        else:
+            super().close()
+
+    # ##### Cursors #####
+
+    def _cursor(self, name: str | None = None) -> Any:
+        if not (self._releasing or self._begin()):
+            return super()._cursor(name)
+        if self._thread_ident != get_ident():
+            self.validate_thread_sharing()
+        with self._lease_lock:
+            if self.connection is None:
+                self._checkout()
+            else:
+                if self._closed_elsewhere or Hold.CURSOR in self._lease.holds:
+                    self._reclaim_cursors()
+                self.close_if_health_check_failed()
+                if self.connection is None:
+                    self._checkout()
+            try:
+                with self.wrap_database_errors:
+                    cursor = self._prepare_cursor(self.create_cursor(name))
+            except BaseException:
+                self._settle()
+                raise
+            if name is not None:
+                self._portals[id(cursor.cursor)] = name
+            return cursor
+
+    # ##### Transactions #####
+
+    def get_autocommit(self) -> bool:
+        if self._releasing or self._begin():
+            return self.autocommit
+        return super().get_autocommit()
+
+    def set_autocommit(
+        self,
+        autocommit: bool,
+        force_begin_transaction_with_broken_autocommit: bool = False,
+    ) -> None:
+        if not (self._releasing or self._begin()):
+            super().set_autocommit(
+                autocommit, force_begin_transaction_with_broken_autocommit
+            )
+            return
+        self.validate_no_atomic_block()
+        leaving_atomic = autocommit and self._autocommit_off_by_atomic
+        # Only Atomic.__enter__() asks to force the BEGIN.
+        self._autocommit_off_by_atomic = force_begin_transaction_with_broken_autocommit
+        if self.connection is None:
+            self._set_autocommit_unleased(autocommit)
+            return
+        try:
+            super().set_autocommit(
+                autocommit, force_begin_transaction_with_broken_autocommit
+            )
+        except BaseException:
+            if leaving_atomic and not self.autocommit:
+                # COMMIT or ROLLBACK was interrupted, so the connection is still in the
+                # transaction that this block leaves: nobody will end it but the pool.
+                self.close()
+            raise
+        with self._lease_lock:
+            self._settle()
+
+    def _set_autocommit_unleased(self, autocommit: bool) -> None:
+        """Note the mode for the next checkout; the rest as stock."""
+        if not autocommit and self.queries_logged:
+            with debug_transaction(self, "BEGIN"):
+                pass
+        self.autocommit = autocommit
+        if autocommit and self.run_commit_hooks_on_set_autocommit_on:
+            self.run_and_clear_commit_hooks()
+            self.run_commit_hooks_on_set_autocommit_on = False
+
+    def _commit(self) -> None:
+        if self.connection is None and self._releasing:
+            self._log_unsent("COMMIT")
+        else:
+            super()._commit()
+
+    def _rollback(self) -> None:
+        if self.connection is None and self._releasing:
+            self._log_unsent("ROLLBACK")
+        else:
+            super()._rollback()
+
+    def _log_unsent(self, sql: str) -> None:
+        """Log what stock logs, though there was nothing to be sent."""
+        if self.queries_logged:
+            with debug_transaction(self, sql):
+                pass
+
+    # ##### Savepoints #####
+
+    def _savepoint(self, sid: str) -> None:
+        if self.connection is None and self._releasing:
+            self._log_unsent(self.ops.savepoint_create_sql(sid))
+            self._unsent_savepoints.append((sid, list(self.execute_wrappers)))
+        else:
+            super()._savepoint(sid)
+
+    def _savepoint_rollback(self, sid: str) -> None:
+        position = self._position_of_unsent(sid)
+        if position is None:
+            super()._savepoint_rollback(sid)
+        else:
+            self._log_unsent(self.ops.savepoint_rollback_sql(sid))
+            del self._unsent_savepoints[position + 1 :]
+
+    def _savepoint_commit(self, sid: str) -> None:
+        position = self._position_of_unsent(sid)
+        if position is None:
+            super()._savepoint_commit(sid)
+        else:
+            self._log_unsent(self.ops.savepoint_commit_sql(sid))
+            del self._unsent_savepoints[position:]
+
+    def _position_of_unsent(self, sid: str) -> int | None:
+        for position, (unsent, _) in enumerate(self._unsent_savepoints):
+            if unsent == sid:
+                return position
+        return None

@@ -1,0 +1,72 @@
+"""Reads a wrapper class, once, when the class is made: which hooks does its base have?
+
+What Django's own class does is known, so it runs where it is needed: once for each
+physical connection, or not at all.  An override by anybody else is run as often as its
+author expects: whenever a connection is taken or given back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ._drivers import Driver, driver_for
+from ._pools import NativePool, Pool, QueuePool
+
+#: Packages whose overrides were read: what they do is the same for a connection's life.
+KNOWN = ("django", "dj_db_conn_pool")
+OURS = __name__.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a wrapper class needs at a checkout and at a checkin."""
+
+    #: The base has a `connect()`, `close()`, `_cursor()` of its own: go through it.
+    connect: bool
+    close: bool
+    cursor: bool
+    #: A base's `init_connection_state()` must run at every checkout, because it may
+    #: keep on the wrapper what it learns of the connection.
+    init_every_time: bool
+    #: The base's own cursors are Django's plain ones, so they can be made directly.
+    pool: Pool
+    driver: Driver
+
+
+def definer(cls: type, name: str) -> type | None:
+    """Return the class beneath ours that a call of `name` reaches first."""
+    for candidate in cls.__mro__:
+        if name in vars(candidate) and candidate.__module__.partition(".")[0] != OURS:
+            return candidate
+    return None
+
+
+def is_known(cls: type | None) -> bool:
+    return cls is not None and cls.__module__.partition(".")[0] in KNOWN
+
+
+def read(cls: Any) -> Hooks:
+    """Return the hooks of a wrapper class, which may be the base or made from it."""
+    return Hooks(
+        connect=definer(cls, "connect") is not BaseDatabaseWrapper,
+        close=definer(cls, "close") is not BaseDatabaseWrapper,
+        cursor=definer(cls, "_cursor") is not BaseDatabaseWrapper,
+        init_every_time=not is_known(definer(cls, "init_connection_state")),
+        pool=_pool_for(cls),
+        driver=driver_for(cls.Database),
+    )
+
+
+def _pool_for(cls: type) -> Pool:
+    packages = {base.__module__.partition(".")[0] for base in cls.__mro__}
+    if "dj_db_conn_pool" in packages:
+        return QueuePool()
+    if all(
+        is_known(definer(cls, name))
+        for name in ("pool", "get_new_connection", "_close", "get_connection_params")
+    ):
+        return NativePool()
+    return Pool()

@@ -1,0 +1,7 @@
+"""`ENGINE = "django_pg_real_pool"`: Django's own pool of psycopg connections."""
+
+from django.db.backends.postgresql.base import DatabaseWrapper as PooledWrapper
+
+from ._factory import make_release_backend
+
+DatabaseWrapper = make_release_backend(PooledWrapper)

@@ -1,0 +1,61 @@
+"""Plugin: unblocks the database, and proves after each test that nothing leaked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import connections
+from helpers import census, wait_until
+from settings import STOCK_OF
+
+ENGINES = list(STOCK_OF)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _database_is_allowed(django_db_blocker: Any) -> Iterator[None]:
+    with django_db_blocker.unblock():
+        yield
+
+
+@pytest.fixture(params=ENGINES)
+def alias(request: pytest.FixtureRequest) -> str:
+    """Each engine in turn: the contract is one, whatever pool is beneath."""
+    return str(request.param)
+
+
+@pytest.fixture
+def wrapper(alias: str) -> Any:
+    """The calling thread's wrapper for `alias`."""
+    return connections[alias]
+
+
+@pytest.fixture
+def observer() -> Iterator[Any]:
+    """A connection beside all pools, in autocommit: it sees what is committed."""
+    with psycopg.connect(autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaks() -> Iterator[None]:
+    yield
+    held = {
+        alias: connections[alias]._lease
+        for alias in ENGINES
+        if connections[alias].connection is not None
+    }
+    for each in connections.all():
+        # What a failed test left behind must not fail the next one.
+        each.in_atomic_block = False
+        each.close()
+    assert not held, f"the test ended with a lease: {held}"
+    for alias in [*STOCK_OF, *STOCK_OF.values()]:
+        wait_until(
+            lambda alias=alias: census(alias).in_use == 0,  # type: ignore[misc]
+            f"no connection of {alias} is in use, but {census(alias)}",
+        )
+    with psycopg.connect(autocommit=True) as connection:
+        connection.execute("TRUNCATE item RESTART IDENTITY")

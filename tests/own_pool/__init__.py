@@ -1,0 +1,1 @@
+"""A backend as a user would write one: a pooled wrapper, and the factory called on it."""

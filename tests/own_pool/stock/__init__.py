@@ -1,0 +1,1 @@
+"""The same wrapper as it is, to compare with."""
