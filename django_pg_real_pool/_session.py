@@ -1,0 +1,309 @@
+"""Which statements change a session beyond their transaction?
+
+`changes_session()` reads the text of a statement and names what it changes, or returns
+None.  It must never say None wrongly, because the session may be another user's next;
+saying too much only keeps a connection longer.  Where it leans that way on purpose:
+
+- a `DO` block that has one of the words below, or EXECUTE, anywhere in its body;
+- `set_config(...)` whose third argument is not literally true;
+- a string that calls one of the functions below: some functions run what they are given
+  (`query_to_xml`, `ts_stat`, ...);
+- a string with the name of the temporary schema, which may be the new `search_path`;
+- text that can't be taken apart with certainty (an unfinished quote, a backslash in a
+  plain string, a Unicode-escaped name) and has one of the words anywhere;
+- a query that is no text at all, of a kind that is not known here.
+
+What a function changes inside the server can't be seen from here, nor code that is
+handed over as a parameter, or spelt in the escapes of a string.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+
+class Token(NamedTuple):
+    """A piece of a statement: its kind in `_TOKEN`, and its text, folded if a word."""
+
+    kind: str
+    text: str
+
+
+#: A statement that begins with this word changes the session ...
+FIRST_WORDS = {
+    "set": "SET",
+    "reset": "RESET",
+    "listen": "LISTEN",
+    "unlisten": "UNLISTEN",
+    "prepare": "PREPARE",
+    "deallocate": "DEALLOCATE",
+    "load": "LOAD",
+    "discard": "DISCARD",
+}
+#: ... unless it is one of these, which end with the transaction, or with nothing ...
+HARMLESS = {
+    ("set", "local"),
+    ("set", "transaction"),
+    ("set", "constraints"),
+    ("prepare", "transaction"),
+}
+#: ... which it is not where one of these is third: there the second word is a name, as
+#: in `SET local.tenant = 1` or `PREPARE transaction AS SELECT 1`.
+AFTER_A_NAME = {".", "=", "to", "as", "("}
+#: Calling one of these changes the session.
+FUNCTIONS = {
+    "set_config": "set_config()",
+    "pg_advisory_lock": "session-level advisory lock",
+    "pg_advisory_lock_shared": "session-level advisory lock",
+    "pg_try_advisory_lock": "session-level advisory lock",
+    "pg_try_advisory_lock_shared": "session-level advisory lock",
+    "pg_advisory_unlock": "session-level advisory lock",
+    "pg_advisory_unlock_shared": "session-level advisory lock",
+    "pg_advisory_unlock_all": "session-level advisory lock",
+    "setseed": "setseed()",
+    "set_limit": "set_limit()",
+    "dblink_connect": "dblink_connect()",
+    "dblink_connect_u": "dblink_connect()",
+    "dblink_disconnect": "dblink_disconnect()",
+    "pg_replication_origin_session_setup": "replication origin",
+    "pg_replication_origin_session_reset": "replication origin",
+    "pg_create_logical_replication_slot": "replication slot",
+    "pg_create_physical_replication_slot": "replication slot",
+    "pg_copy_logical_replication_slot": "replication slot",
+    "pg_copy_physical_replication_slot": "replication slot",
+    "pg_backup_start": "backup",
+    "pg_start_backup": "backup",
+}
+#: What `DISCARD ALL` leaves as it is, so that only another connection will do.
+BEYOND_RESET = {
+    *("LOAD", "setseed()", "dblink_connect()"),
+    *("replication origin", "replication slot", "backup"),
+}
+#: What certainly is true to `set_config()`.
+TRUE = {Token("word", "true"), Token("string", "'true'"), Token("string", "'t'")}
+#: Words that make a temporary object where they follow CREATE or INTO.
+TEMPORARY = ("temp", "temporary")
+#: A name that is the session's own, wherever it appears.
+TEMPORARY_SCHEMA = "pg_temp"
+#: The view whose UPDATE is a SET.
+SETTINGS_VIEW = "pg_settings"
+
+#: No rule applies to a text with none of these in it, which is quickest to see: each
+#: word of the tables above has one.
+_TRACES = (
+    *("set", "listen", "prepare", "deallocate", "load", "discard", "advisory"),
+    *("dblink", "origin", "replication", "backup", "temp", "hold", "do", "u&"),
+)
+#: Nor to one with none of the words themselves.
+_SUSPECT = re.compile(
+    r"(?<![^\W_])(?:"
+    + "|".join([*FIRST_WORDS, *FUNCTIONS, *TEMPORARY, "hold", "do", SETTINGS_VIEW])
+    + r")(?!\w)|pg_temp|u&",
+    re.IGNORECASE,
+)
+#: The same in a string that is code, or may be.
+_SUSPECT_CODE = re.compile(_SUSPECT.pattern + r"|execute|\\", re.IGNORECASE)
+_SUSPECT_CALL = re.compile(r"(?<![^\W_])(" + "|".join(FUNCTIONS) + r")\W*\(", re.IGNORECASE)
+
+# As in the server's own scanner: a space is one of ASCII's; everything beyond ASCII is
+# a letter; the tag of a dollar quote has a case, and a number ends where its digits do.
+_TOKEN = re.compile(
+    r"""
+      (?P<space>\s+ | --[^\r\n]*)
+    | (?P<comment>/\*)
+    | (?P<escaped>[eE]'(?:[^'\\]|\\.|'')*')
+    | (?P<unicode>[uU]&["'])
+    | (?P<string>[bBxXnN]?'(?:[^']|'')*')
+    | (?P<name>"(?:[^"]|"")*")
+    | (?P<dollar>
+        \$(?P<tag>[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*)?\$
+        .*?
+        \$(?(tag)(?P=tag))\$)
+    | (?P<word>[A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*)
+    | (?P<number>\d+)
+    | (?P<placeholder>%\((?=[^)]*(?:['"$]|--|/\*)))
+    | (?P<other>.)
+    """,
+    re.VERBOSE | re.DOTALL | re.ASCII,
+)
+#: The kinds of tokens that may be code for somebody.
+_STRINGS = ("string", "escaped", "dollar")
+_COMMENT_MARK = re.compile(r"/\*|\*/")
+
+
+class _Unclear(Exception):
+    """The text can't be taken apart with certainty."""
+
+
+def _tokens(sql: str) -> Iterator[Token]:
+    """Yield what is neither a space nor a comment.  Raises _Unclear."""
+    position, end = 0, len(sql)
+    while position < end:
+        match = _TOKEN.match(sql, position)
+        assert match is not None  # the last alternative matches any character
+        kind, text = str(match.lastgroup), match.group()
+        if kind == "tag":  # a group within that of the dollar quotes
+            kind = "dollar"
+        position = match.end()
+        if kind == "comment":
+            position = _end_of_comment(sql, position)
+        elif kind == "word":
+            yield Token(kind, text.lower())
+        elif kind == "name":
+            yield Token(kind, text[1:-1].replace('""', '"'))
+        elif (
+            kind in ("unicode", "placeholder")  # the latter's name looks like a quote
+            or (kind == "string" and "\\" in text)
+            or text in ("'", '"')
+        ):
+            raise _Unclear
+        elif kind != "space":
+            yield Token(kind, text)
+
+
+def _end_of_comment(sql: str, position: int) -> int:
+    depth = 1  # PostgreSQL's comments nest
+    while depth:
+        match = _COMMENT_MARK.search(sql, position)
+        if match is None:
+            raise _Unclear
+        depth += 1 if match.group() == "/*" else -1
+        position = match.end()
+    return position
+
+
+def _analyse(sql: str) -> str | None:
+    """Return what `sql`, one statement or several, changes of its session; or None."""
+    folded = sql.lower()
+    if not any(trace in folded for trace in _TRACES):
+        return None
+    suspect = _SUSPECT.search(sql)
+    if suspect is None:
+        return None
+    try:
+        tokens = list(_tokens(sql))
+    except _Unclear:
+        return f"unclear statement with {suspect.group()!r}"
+    statement: list[Token] = []
+    for token in [*tokens, Token("other", ";")]:
+        if token.text == ";" and token.kind == "other":
+            change = _change_by(statement)
+            if change is not None:
+                return change
+            statement = []
+        else:
+            statement.append(token)
+    return None
+
+
+def _change_by(statement: list[Token]) -> str | None:
+    """Return what one statement changes.  The rules are in the tables above."""
+    words = [token.text if token.kind == "word" else "" for token in statement]
+    first, second, *_ = [*words, "", ""]
+    if first in FIRST_WORDS and (
+        (first, second) not in HARMLESS
+        or any(t.text in AFTER_A_NAME for t in statement[2:3])
+    ):
+        return FIRST_WORDS[first]
+    for position, token in enumerate(statement):
+        text = token.text
+        if token.kind in _STRINGS:
+            change = _change_by_string(words, text)
+            if change is not None:
+                return change
+        elif token.kind not in ("word", "name"):
+            continue
+        elif text in FUNCTIONS and _follows(statement, position, "("):
+            if text != "set_config" or not _is_local(statement, position + 2):
+                return FUNCTIONS[text]
+        elif text.startswith(TEMPORARY_SCHEMA):
+            return "temporary object"
+        elif text == SETTINGS_VIEW and "update" in words:
+            return "UPDATE pg_settings"
+        elif (
+            text in TEMPORARY and token.kind == "word" and _makes_temporary(words, position)
+        ):
+            return "temporary object"
+        elif text == "hold" and first == "declare" and words[position - 1] == "with":
+            return "cursor WITH HOLD"
+    return None
+
+
+def _change_by_string(words: list[str], text: str) -> str | None:
+    """Return what a string changes if the server runs it, as a part of a statement."""
+    if words[0] == "do":
+        return "DO block" if _SUSPECT_CODE.search(text) else None
+    if TEMPORARY_SCHEMA in text.lower():
+        return "temporary object"
+    call = _SUSPECT_CALL.search(text)
+    if call is None or (
+        words[0] == "create" and ("function" in words[1:4] or "procedure" in words[1:4])
+    ):
+        return None  # nothing, or the body of something that will run at another time
+    return FUNCTIONS[call[1].lower()]
+
+
+def _follows(statement: list[Token], position: int, text: str) -> bool:
+    return position + 1 < len(statement) and statement[position + 1].text == text
+
+
+def _makes_temporary(words: list[str], position: int) -> bool:
+    """Return whether the TEMP at `position` makes something that outlives COMMIT."""
+    before = words[max(0, position - 4) : position]
+    if "into" in before[-2:]:
+        return words[0] not in ("insert", "merge")
+    dropped_at_commit = any(
+        words[start : start + 3] == ["on", "commit", "drop"] for start in range(len(words))
+    )
+    return "create" in before and not dropped_at_commit
+
+
+def _is_local(statement: list[Token], position: int) -> bool:
+    """Return whether the arguments that begin at `position` end with a plain true."""
+    depth, argument = 0, 0
+    last: list[Token] = []
+    for token in statement[position:]:
+        if token.kind == "other":
+            if token.text == ")" and depth == 0:
+                return argument == 2 and len(last) == 1 and last[0] in TRUE
+            if token.text == "," and depth == 0:
+                argument, last = argument + 1, []
+                continue
+            depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(token.text, 0)
+        last.append(token)
+    return False
+
+
+_analyse_cached = lru_cache(maxsize=2048)(_analyse)
+
+#: Longer texts are seldom seen twice, and would fill the memory.
+_CACHED_LENGTH = 4096
+
+
+def changes_session(query: Any, context: Any = None) -> str | None:
+    """Return, in a few words, what `query` changes of its session; None if nothing.
+
+    `query` is what a cursor's `execute()` takes: text, or psycopg's `sql.Composable`,
+    for which `context` is the connection that it will be quoted for.
+    """
+    if isinstance(query, bytes):
+        try:
+            query = query.decode()
+        except UnicodeDecodeError:
+            return "query in an unknown encoding"
+    elif not isinstance(query, str):
+        if not hasattr(query, "as_string"):
+            return f"query of unknown kind {type(query).__name__}"
+        query = query.as_string(context)
+    if len(query) > _CACHED_LENGTH:
+        return _analyse(query)
+    return _analyse_cached(query)
+
+
+def function_changes_session(name: Any, context: Any = None) -> str | None:
+    """Return what calling the function `name`, as by `callproc()`, changes."""
+    text = name if isinstance(name, str) else name.as_string(context)
+    return _analyse_cached(f"SELECT {text}()")
