@@ -1,20 +1,17 @@
 """What differs between database drivers, asked of a connection that is checked out.
 
 `Driver` is the safe default for a driver that this library has never seen: whatever it
-can't know, it answers so that the connection is held longer.  A method's `connection`
-is what the wrapper has as `self.connection`: the driver's own, or a pool's proxy of it.
+can't know, it answers so that the connection is held longer, or replaced.  `physical`
+is the driver's own connection; `connection` is what the wrapper has as
+`self.connection`, which may be a pool's proxy of it.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import lru_cache
 from types import ModuleType
 from typing import Any
 from weakref import WeakSet
-
-#: Where a psycopg connection carries our mark; faster than a lookup beside it.
-_MARK = "_django_pg_real_pool_set_up"
 
 
 class Driver:
@@ -22,6 +19,8 @@ class Driver:
 
     def __init__(self) -> None:
         self._set_up: WeakSet[Any] = WeakSet()
+
+    # ##### What is known of a physical connection #####
 
     def is_set_up(self, physical: Any) -> bool:
         """Return whether `mark_set_up` was called with this physical connection."""
@@ -34,6 +33,22 @@ class Driver:
         with suppress(TypeError):
             self._set_up.add(physical)
 
+    def forget_set_up(self, physical: Any) -> None:
+        with suppress(TypeError):
+            self._set_up.discard(physical)
+
+    def mark_used(self, physical: Any) -> None:
+        """Note that the connection worked until now."""
+
+    def is_usable(self, physical: Any, window: float | None) -> bool:
+        """Return whether the server is still there, without a round trip.
+
+        Only a connection that was idle for more than `window` seconds costs one.
+        """
+        return True
+
+    # ##### The session #####
+
     def autocommit(self, connection: Any) -> bool | None:
         """Return the connection's autocommit mode; None when it can't be told."""
         return None
@@ -42,75 +57,27 @@ class Driver:
         """Return whether giving the connection away now would lose a transaction."""
         return not autocommit
 
+    def reset(self, physical: Any) -> bool:
+        """Make the session as it was when it was new; return False if it can't be."""
+        return False
+
+    # ##### Cursors #####
+
     def detach(self, cursor: Any) -> None:
         """Make sure that `cursor` never reaches its connection again."""
         cursor.close()
+
+    def abandon(self, cursor: Any) -> None:
+        """Like `detach`, in a forked child: without a byte to the parent's server."""
 
     def close_portal(self, connection: Any, name: str) -> None:
         """Close the server's side of a named cursor that was dropped unclosed."""
 
 
-class Psycopg(Driver):
-    """psycopg 3, whose connections know the state of their transaction."""
-
-    # libpq's PGTransactionStatusType: part of its ABI, so the numbers are fixed.
-    ACTIVE, INTRANS, INERROR = 1, 2, 3
-
-    def is_set_up(self, physical: Any) -> bool:
-        return _MARK in physical.__dict__
-
-    def mark_set_up(self, physical: Any) -> None:
-        physical.__dict__[_MARK] = True
-
-    def autocommit(self, connection: Any) -> bool | None:
-        return bool(connection.autocommit)
-
-    def in_transaction(self, connection: Any, autocommit: bool) -> bool:
-        # Not "is autocommit off": a plain "BEGIN" sent with autocommit on is a
-        # transaction too, and a block that ran nothing yet is not.
-        status = connection.pgconn.transaction_status
-        if status == self.ACTIVE:
-            # A statement was cut short.  Within a transaction Django ends it; outside
-            # of one the pool replaces the connection, so nothing is worth keeping.
-            return not autocommit
-        return bool(status == self.INTRANS or status == self.INERROR)
-
-    def detach(self, cursor: Any) -> None:
-        if getattr(cursor, "name", None):
-            # A portal lives in the server's session: end it while it is still ours.
-            cursor.close()
-        else:
-            # The rows that it fetched stay readable, so it is cut off, not closed.
-            cursor.__class__ = _detached(type(cursor))
-
-    def close_portal(self, connection: Any, name: str) -> None:
-        from psycopg import sql
-
-        with connection.cursor() as cursor:
-            cursor.execute(sql.SQL("CLOSE {}").format(sql.Identifier(name)))
-
-
-#: What a psycopg cursor does through its connection.
-_REACHES_CONNECTION = ("execute", "executemany", "callproc", "copy", "stream")
-
-
-@lru_cache(maxsize=None)
-def _detached(cursor_class: type) -> type:
-    """Return `cursor_class` with everything that reaches the connection refused."""
-    from psycopg import InterfaceError
-
-    def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
-        raise InterfaceError(
-            "the cursor was open when its connection was released by close(): "
-            "open a new cursor"
-        )
-
-    namespace: dict[str, Any] = dict.fromkeys(_REACHES_CONNECTION, refuse)
-    namespace["connection"] = property(refuse)
-    namespace["__slots__"] = ()
-    return type(cursor_class.__name__, (cursor_class,), namespace)
-
-
 def driver_for(database: ModuleType) -> Driver:
     """Return the driver for a wrapper class's `Database` module."""
-    return Psycopg() if database.__name__ == "psycopg" else Driver()
+    if database.__name__ == "psycopg":
+        from ._psycopg import Psycopg
+
+        return Psycopg()
+    return Driver()

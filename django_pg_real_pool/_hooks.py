@@ -13,7 +13,9 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ._drivers import Driver, driver_for
-from ._pools import NativePool, Pool, QueuePool
+from ._native_pool import NativePool
+from ._pools import Pool
+from ._queue_pool import QueuePool
 
 #: Packages whose overrides were read: what they do is the same for a connection's life.
 KNOWN = ("django", "dj_db_conn_pool")

@@ -1,0 +1,284 @@
+"""Django's own pool of psycopg connections: psycopg_pool, used without a detour."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from copy import copy
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from django.core.exceptions import ImproperlyConfigured
+
+from . import _reaper
+from ._pools import Census, Pool
+from ._psycopg import know
+
+if TYPE_CHECKING:
+    from ._state import LeaseState
+
+logger = logging.getLogger("django_pg_real_pool")
+
+#: Seconds between two looks at whether a pool that never connected has failed to.
+_FIRST_LOOK = 0.05
+
+#: Seconds between two attempts to connect, at the most: psycopg_pool goes on doubling
+#: them, so that the longer a server was away, the longer its return is not noticed.
+_RETRY_WITHIN = 1.0
+
+
+class NativePool(Pool):
+    """For a base that gets and returns its connections as Django's wrapper does.
+
+    `getconn()` and `putconn()` are called here; Django's `get_new_connection()` runs
+    only to introduce a connection.
+    """
+
+    def __init__(self) -> None:
+        #: The pools opened so far: alias -> (Django's dict of pools, the pool).
+        self._opened: dict[str, tuple[dict[str, Any], Any]] = {}
+        self._lock = Lock()
+
+    def exhausted(self) -> tuple[type[BaseException], ...]:
+        from psycopg_pool import PoolTimeout, TooManyRequests
+
+        return (PoolTimeout, TooManyRequests)
+
+    def trouble(self, wrapper: LeaseState) -> BaseException | None:
+        pool = wrapper._open_pool
+        return getattr(pool and pool.connection_class, "last_error", None)
+
+    def checkout(self, wrapper: LeaseState) -> Any:
+        pool = wrapper._open_pool
+        if pool is None or pool.closed:
+            pool = wrapper._open_pool = self._open(wrapper)
+        try:
+            if getattr(pool.connection_class, "ever_connected", True):
+                connection = pool.getconn()
+            else:
+                connection = self._first_getconn(pool)
+            connection._is_lent = True
+            return connection
+        except self.exhausted():
+            raise
+        except BaseException as error:
+            # Perhaps a time limit, thrown into this thread after the pool had given the
+            # connection out.  Nobody but the frames of the traceback has it then: they
+            # let it go, and it is reclaimed (see `_remembering`).
+            traceback.clear_frames(error.__traceback__)
+            connection = None
+            if not pool.closed or not isinstance(error, _pool_closed()):
+                raise
+        return self.checkout(wrapper)  # somebody closed the pool: there is another
+
+    def introduce(self, wrapper: LeaseState) -> None:
+        # Django's code runs in full, but finds this connection where its pool is.
+        wrapper._pool_stand_in = _Handing(wrapper.connection)
+        try:
+            wrapper.get_new_connection(wrapper.get_connection_params())
+        finally:
+            wrapper._pool_stand_in = None
+
+    def reconfigure(self, wrapper: LeaseState) -> None:
+        # What Django gave the pool as its `configure` callback: time zone and role.
+        wrapper._configure_connection(wrapper.connection)
+
+    def checkin(self, wrapper: LeaseState) -> None:
+        connection = wrapper.connection
+        # The pool replaces a broken connection; until it has, that is lent.
+        is_broken = connection.closed
+        connection._is_lent = is_broken
+        try:
+            # psycopg_pool notes on the connection whose it is; Django relies on it too.
+            with wrapper.wrap_database_errors:
+                connection._pool.putconn(connection)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # as in checkout()
+            connection = None
+            raise
+        if is_broken:
+            connection._is_lent = False
+
+    def census(self, wrapper: LeaseState) -> Census:
+        known = self._opened.get(wrapper.alias)
+        if known is None:
+            return Census()
+        stats = known[1].get_stats()
+        size, idle = stats["pool_size"], stats["pool_available"]
+        return Census(
+            stats["pool_max"], size, idle, size - idle, stats.get("requests_waiting", 0)
+        )
+
+    def abandon(self) -> Any:
+        opened, self._opened = self._opened, {}
+        self._lock = Lock()
+        for alias, (pools, pool) in opened.items():
+            if pools.get(alias) is pool:
+                del pools[alias]
+            pool.connection_class.pool = None
+        return opened
+
+    # ##### Opening a pool #####
+
+    def _open(self, wrapper: LeaseState) -> Any:
+        alias, settings = wrapper.alias, wrapper.settings_dict
+        options = settings["OPTIONS"].get("pool")
+        if not options:
+            raise ImproperlyConfigured(
+                f"No connection pool is configured for the database alias {alias!r}: "
+                f'DATABASES[{alias!r}]["OPTIONS"]["pool"] is '
+                f"{'missing' if options is None else repr(options)}. Set it to True or "
+                "to a dict of psycopg_pool.ConnectionPool options, for example "
+                '{"min_size": 2, "max_size": 10}; or set it to False to use this '
+                "alias without a pool, as Django's own backend does."
+            )
+        with self._lock:
+            pools = wrapper._connection_pools
+            _, pool = self._opened.get(alias, (None, None))
+            if pool is None or pool.closed:
+                pool = pools.get(alias) or self._make(wrapper, options)
+                try:
+                    pool.open()
+                except _pool_closed():
+                    # Django closes a pool before it forgets it; another takes its place.
+                    pool = self._make(wrapper, options)
+                    pool.open()
+                self._opened[alias] = (pools, pool)
+            if pools.get(alias) is not pool:
+                pools[alias] = pool
+        return pool
+
+    def _make(self, wrapper: LeaseState, options: Any) -> Any:
+        """Let Django make the pool from the settings, but not keep it yet.
+
+        Ours does without a check at each checkout (see CHECK_AFTER_IDLE), and remembers
+        why it can't connect.
+        """
+        settings, options = wrapper.settings_dict, {} if options is True else dict(options)
+        if not options.get("close_returns"):
+            options["connection_class"] = _remembering(options.get("connection_class"))
+        wrapper.settings_dict = {
+            **settings,
+            "CONN_HEALTH_CHECKS": False,
+            "OPTIONS": {**settings["OPTIONS"], "pool": options},
+        }
+        wrapper._connection_pools = {}
+        try:
+            pool = wrapper.pool  # type: ignore[attr-defined]
+        finally:
+            del wrapper._connection_pools  # the class's is back in sight
+            wrapper.settings_dict = settings
+        if not options.get("close_returns"):
+            pool.connection_class.pool = ref(pool)
+        schedule_task = pool.schedule_task
+
+        def schedule_soon(task: Any, delay: float) -> None:
+            is_retry = getattr(task, "attempt", None) is not None
+            schedule_task(task, min(delay, _RETRY_WITHIN) if is_retry else delay)
+
+        pool.schedule_task = schedule_soon
+        return pool
+
+    def _first_getconn(self, pool: Any) -> Any:
+        """Get the first connection ever, or the reason why there is none.
+
+        The pool goes on trying for its whole timeout; a wrong password can be told at
+        once, as without a pool.
+        """
+        from psycopg_pool import PoolTimeout
+
+        connecting = pool.connection_class
+        deadline = time.monotonic() + pool.timeout
+        while True:
+            remaining = deadline - time.monotonic()
+            try:
+                return pool.getconn(timeout=max(0.001, min(_FIRST_LOOK, remaining)))
+            except PoolTimeout:
+                if connecting.last_error is not None and not connecting.ever_connected:
+                    raise copy(connecting.last_error) from None
+                if remaining <= 0:
+                    raise
+
+
+def _pool_closed() -> type[BaseException]:
+    from psycopg_pool import PoolClosed
+
+    return PoolClosed
+
+
+def _remembering(connection_class: Any) -> Any:
+    """Return a connection class for one pool, which remembers how connecting went.
+
+    Its connections see to it that the pool gets them back.  An exception that is thrown
+    into a thread can hit between any two steps, in the pool's own code too; then nobody
+    has the connection, and the pool counts it for ever.  But it is collected.
+    """
+    from psycopg import Connection
+
+    base = connection_class or Connection
+
+    class Remembering(base):  # type: ignore[misc, valid-type]
+        #: A weak reference to the pool; None in a forked child, where it is no pool.
+        pool: Any = None
+        last_error: BaseException | None = None
+        ever_connected = False
+        #: Whether it is out, or broken and not replaced yet.
+        _is_lent = False
+
+        @classmethod
+        def connect(cls, *args: Any, **kwargs: Any) -> Any:
+            try:
+                connection = super().connect(*args, **kwargs)
+            except Exception as error:
+                cls.last_error = copy(error)  # without the frames that it went through
+                raise
+            cls.last_error = None
+            cls.ever_connected = True
+            know(connection)
+            return connection
+
+        def __del__(self) -> None:
+            find, was_pooled = type(self).pool, hasattr(self, "_expire_at")
+            pool = find() if find is not None else None
+            # A pool closes what it lets go of, so this was lost if it is open.
+            if (
+                pool
+                and not pool.closed
+                and was_pooled
+                and (self._is_lent or not self.closed)
+            ):
+                _reaper.run_soon(lambda: _give_back_lost(pool, self))
+            else:
+                super().__del__()
+
+    Remembering.__name__ = base.__name__
+    Remembering.__qualname__ = base.__qualname__
+    Remembering.__module__ = base.__module__
+    return Remembering
+
+
+def _give_back_lost(pool: Any, connection: Any) -> None:
+    """Let the pool replace a connection that an interrupted thread has lost."""
+    logger.warning(
+        "a thread was interrupted while it got a connection from %r or gave it back: "
+        "the connection is replaced",
+        pool.name,
+    )
+    connection.close()  # whatever it was in the middle of
+    connection._pool = pool
+    pool.putconn(connection)
+
+
+class _Handing:
+    """Stands for the pool while Django introduces a connection that is out already."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+    def open(self) -> None:
+        """The pool is open already."""
+
+    def getconn(self) -> Any:
+        return self.connection
