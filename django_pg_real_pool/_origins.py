@@ -1,20 +1,31 @@
-"""Where in the user's code something began."""
+"""Where in the user's code something began, or a thread is now."""
 
 from __future__ import annotations
 
 import sys
+from types import FrameType
 
 #: Packages whose frames are passed over on the way to the user's code.
-_PASSED_OVER = ("django", "django_pg_real_pool", "contextlib", "threading")
+_PASSED_OVER = frozenset(
+    {
+        *("django", "django_pg_real_pool", "asgiref", "contextlib", "threading", "queue"),
+        *("psycopg", "psycopg_pool", "sqlalchemy", "dj_db_conn_pool", "concurrent"),
+    }
+)
 
 
 def find_origin() -> str:
+    """Return the user's code that is being run by the calling thread."""
+    return describe_frame(sys._getframe(1))
+
+
+def describe_frame(frame: FrameType) -> str:
     """Return "file:line in function" of the innermost frame of the user's code."""
-    frame = sys._getframe(1)
-    while (
-        frame.f_back is not None
-        and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_OVER
-    ):
+    innermost = frame
+    while frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_OVER:
+        if frame.f_back is None:
+            frame = innermost  # nothing else is on this stack
+            break
         frame = frame.f_back
     code = frame.f_code
     return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}"

@@ -1,0 +1,84 @@
+"""Who holds which connection, since when, and where: for people and for monitoring."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import _registry
+from ._origins import describe_frame
+from ._pools import Census
+
+if TYPE_CHECKING:
+    from ._state import LeaseState
+
+
+@dataclass(frozen=True)
+class LeaseStatus:
+    """One connection that is checked out."""
+
+    #: The name of the thread that the wrapper belongs to.
+    thread: str
+    #: Each hold in words, with its origin if that was recorded.
+    holds: tuple[str, ...]
+    #: Seconds since the checkout.
+    seconds: float
+    #: Where that thread is now, outside Django and this library; None if it is gone.
+    where: str | None = None
+
+    def __str__(self) -> str:
+        reasons = ", ".join(self.holds) or "no hold yet"
+        place = f", now at {self.where}" if self.where else ""
+        return f"thread {self.thread!r} for {self.seconds:.1f} s ({reasons}){place}"
+
+
+@dataclass(frozen=True)
+class PoolStatus:
+    """One alias's pool: its own census, and the leases that this library knows of."""
+
+    alias: str
+    census: Census
+    leases: tuple[LeaseStatus, ...]
+
+    def __str__(self) -> str:
+        held = "; ".join(map(str, self.leases)) or "nobody that this library knows of"
+        return f"pool of database alias {self.alias!r}: {self.census}. Held by: {held}"
+
+
+def status_of(wrapper: LeaseState) -> PoolStatus:
+    """Return the status of the pool behind a wrapper, the oldest lease first."""
+    names = {each.ident: each.name for each in threading.enumerate()}
+    frames = sys._current_frames()
+    now = time.monotonic()
+    leases = []
+    for each in _registry.wrappers(wrapper.alias):
+        if each.connection is None or not each._releasing:
+            continue
+        ident = each._thread_ident
+        frame = frames.get(ident)
+        leases.append(
+            LeaseStatus(
+                thread=names.get(ident, f"ident {ident}, which has ended"),
+                holds=tuple(each._describe_holds()),
+                seconds=now - each._lease.since,
+                where=describe_frame(frame) if frame is not None else None,
+            )
+        )
+    leases.sort(key=lambda lease: -lease.seconds)
+    return PoolStatus(wrapper.alias, wrapper._hooks.pool.census(wrapper), tuple(leases))
+
+
+def explain_exhaustion(wrapper: LeaseState, waited: float) -> str:
+    """Return what a person needs to know who reads it at three in the morning."""
+    trouble = wrapper._hooks.pool.trouble(wrapper)
+    if trouble is not None:
+        reason = f"the pool can't connect to the server: {trouble}. "
+    else:
+        reason = ""
+    return (
+        f"couldn't get a connection for database alias {wrapper.alias!r} in "
+        f"{waited:.2f} s: {reason}{status_of(wrapper)}"
+    )

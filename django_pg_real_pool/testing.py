@@ -1,0 +1,127 @@
+"""A kit for the tests of projects that use this library.
+
+As context managers, or as pytest fixtures of the same purpose once a conftest.py says
+`pytest_plugins = ["django_pg_real_pool.testing"]`:
+
+- `different_connections()` / `real_pool_different_connections`: each checkout gets
+  another physical connection, so that code which silently relies on session state fails.
+- `no_leases()` / `real_pool_no_leases`: whoever ends with a connection still checked
+  out fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from . import _registry
+from ._api import ConnectionHeldError
+from ._wrapper import ConnectionReleaseMixin
+
+
+@contextmanager
+def different_connections(using: str | None = None) -> Iterator[None]:
+    """Let no wrapper of an alias get the same physical connection twice in a row.
+
+    `using` is the database alias (None: "default"), in all threads.  Its pool must
+    have room for two connections; where a second one can't be had, the checkout
+    raises what the exhausted pool raises.  A lease that exists already goes on.
+    """
+    alias = using or DEFAULT_DB_ALIAS
+    made = type(connections[alias])
+    if not issubclass(made, ConnectionReleaseMixin):
+        raise ImproperlyConfigured(
+            f"different_connections() can't speak for the database alias {alias!r}: its "
+            "ENGINE does not release early."
+        )
+    before = made._hooks
+    made._hooks = replace(before, pool=_Rotating(before.pool, alias))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        made._hooks = before
+
+
+class _Rotating:
+    """A pool adapter that gives a wrapper another connection each time."""
+
+    def __init__(self, pool: Any, alias: str) -> None:
+        self._pool = pool
+        self._alias = alias
+        self._last: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        #: Only one thread at a time may hold one connection and wait for another.
+        self._swapping = Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def checkout(self, wrapper: Any) -> Any:
+        connection = self._pool.checkout(wrapper)
+        if wrapper.alias != self._alias:
+            return connection
+        if id(self._pool.physical(connection)) == self._last.get(wrapper):
+            with self._swapping:
+                same = connection
+                try:
+                    connection = self._pool.checkout(wrapper)
+                finally:
+                    wrapper.connection = same
+                    self._pool.checkin(wrapper)
+                    wrapper.connection = None
+        self._last[wrapper] = id(self._pool.physical(connection))
+        return connection
+
+
+@contextmanager
+def no_leases() -> Iterator[None]:
+    """Raise ConnectionHeldError if the block leaves a connection checked out.
+
+    It looks at every thread and alias of this process that releases early.  A lease
+    that was there before, such as that of a surrounding `TestCase`, does not count.
+    """
+    before = _leased()
+    yield
+    left = {who: lease for who, lease in _leased().items() if who not in before}
+    if left:
+        described = "; ".join(
+            f"alias {alias!r}: {', '.join(holds) or 'no hold'}"
+            for (_, alias), holds in left.items()
+        )
+        raise ConnectionHeldError(f"a connection is still checked out: {described}")
+
+
+def _leased() -> dict[tuple[int, str], list[str]]:
+    return {
+        (id(wrapper), wrapper.alias): wrapper._lease.describe()
+        for wrapper in _registry.wrappers()
+        if wrapper.connection is not None and wrapper._releasing
+    }
+
+
+try:
+    import pytest
+except ImportError:
+    pass
+else:
+
+    @pytest.fixture
+    def real_pool_different_connections() -> Iterator[None]:
+        """`different_connections()` for each alias that releases early."""
+        with ExitStack() as stack:
+            for wrapper in connections.all():
+                if isinstance(wrapper, ConnectionReleaseMixin):
+                    stack.enter_context(different_connections(wrapper.alias))
+            yield
+
+    @pytest.fixture
+    def real_pool_no_leases() -> Iterator[None]:
+        """`no_leases()` for the test."""
+        with no_leases():
+            yield
