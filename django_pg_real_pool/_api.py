@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ContextDecorator
 from typing import Any
 
@@ -9,6 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ._status import PoolStatus, status_of
 from ._wrapper import ConnectionReleaseMixin
 
 
@@ -16,16 +18,19 @@ class ConnectionHeldError(InterfaceError):
     """Raised by `assert_released()`: the calling thread has a connection checked out."""
 
 
+class _Entered(threading.local):
+    """The pins that a thread has entered through one PinnedConnection."""
+
+    def __init__(self) -> None:
+        self.pins: list[tuple[BaseDatabaseWrapper, object]] = []
+
+
 class PinnedConnection(ContextDecorator):
     """What `pin_connection()` returns; like `atomic()`, to be entered any number of times."""
 
     def __init__(self, using: str) -> None:
         self._using = using
-        self._entered: list[tuple[BaseDatabaseWrapper, object]] = []
-
-    def _recreate_cm(self) -> PinnedConnection:
-        # A decorated function may run in several threads at once.
-        return PinnedConnection(self._using)
+        self._entered = _Entered()
 
     def __enter__(self) -> BaseDatabaseWrapper:
         wrapper = connections[self._using]
@@ -34,11 +39,11 @@ class PinnedConnection(ContextDecorator):
             wrapper._pin(token)
         else:
             wrapper.ensure_connection()  # it keeps its connection anyway
-        self._entered.append((wrapper, token))
+        self._entered.pins.append((wrapper, token))
         return wrapper
 
-    def __exit__(self, *exc_info: Any) -> None:
-        wrapper, token = self._entered.pop()
+    def __exit__(self, *exc_info: object) -> None:
+        wrapper, token = self._entered.pins.pop()
         if isinstance(wrapper, ConnectionReleaseMixin):
             wrapper._unpin(token)
 
@@ -60,6 +65,22 @@ def pin_connection(using: Any = None) -> Any:
     return PinnedConnection(using or DEFAULT_DB_ALIAS)
 
 
+def pool_status(using: str | None = None) -> PoolStatus:
+    """Return who holds the connections of one alias now (None: "default").
+
+    The pool's own census, and for each lease its thread, holds, age in seconds, and
+    where that thread is now.  It takes no connection and waits for no lock of the
+    pool; what it says may be over by the time it is read.
+    """
+    wrapper = connections[using or DEFAULT_DB_ALIAS]
+    if not isinstance(wrapper, ConnectionReleaseMixin):
+        raise ImproperlyConfigured(
+            f"pool_status() can't speak for the database alias {wrapper.alias!r}: its "
+            f"ENGINE is {wrapper.settings_dict['ENGINE']!r}, which does not release early."
+        )
+    return status_of(wrapper)
+
+
 def assert_released(using: str | None = None) -> None:
     """Raise ConnectionHeldError if the calling thread has a connection checked out.
 
@@ -78,9 +99,11 @@ def assert_released(using: str | None = None) -> None:
                 "release early."
             )
     held = [
-        f"{wrapper.alias!r} by {', '.join(wrapper._lease.describe()) or 'no pool'}"
+        f"{wrapper.alias!r} by {', '.join(wrapper._describe_holds()) or 'no pool'}"
         for wrapper in wrappers
         if isinstance(wrapper, ConnectionReleaseMixin) and wrapper.connection is not None
     ]
     if held:
-        raise ConnectionHeldError(f"a connection is held for alias {'; for alias '.join(held)}")
+        raise ConnectionHeldError(
+            f"a connection is held for alias {'; for alias '.join(held)}"
+        )

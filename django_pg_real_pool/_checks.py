@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from django.core import checks
 
-from ._pools import NativePool
+from ._native_pool import NativePool
 from ._settings import SETTING, problems
 
 TAG = "django_pg_real_pool"
@@ -80,8 +80,8 @@ class ReleaseValidation:
         return found
 
 
-@lru_cache(maxsize=None)
-def validation_class_for(validation_class: type[Any]) -> type[Any]:
+@cache
+def validation_class_for(validation_class: Any) -> Any:
     """Return the subclass of a backend's validation class that has our checks too."""
     if issubclass(validation_class, ReleaseValidation):
         return validation_class

@@ -1,4 +1,4 @@
-"""Cursors that end their hold when they are closed.
+"""Cursors that end their hold when they are closed, and see what changes the session.
 
 They are ordinary Django cursors: subclasses of whatever the base backend makes, built
 the same way, so that tools which rebuild one as `type(cursor)(cursor.cursor, db)` get
@@ -8,13 +8,13 @@ that is what all such copies have in common.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from django.db.backends.utils import CursorWrapper
+from ._session import changes_session, function_changes_session
 
-    _Base = CursorWrapper
+if TYPE_CHECKING:
+    from ._django import Cursor as _Base
 else:
     _Base = object
 
@@ -26,6 +26,42 @@ class AutoConnectionReleaseCursor(_Base):
     tells the wrapper, which gives the connection back if nothing else holds it.  A
     cursor whose lease has ended already changes nothing.
     """
+
+    # ##### Before a statement is sent: does it change the session? #####
+
+    # Django's execute() and executemany() call these two last, so the text is what the
+    # server gets, whatever execute wrappers made of it.
+
+    def _execute(self, sql: Any, params: Any, *ignored: Any) -> Any:
+        if (change := changes_session(sql, self.cursor)) is not None:
+            self.db._session_changes(change, self.cursor)
+        return super()._execute(sql, params, *ignored)
+
+    def _executemany(self, sql: Any, param_list: Any, *ignored: Any) -> Any:
+        if (change := changes_session(sql, self.cursor)) is not None:
+            self.db._session_changes(change, self.cursor)
+        return super()._executemany(sql, param_list, *ignored)
+
+    def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
+        if (change := function_changes_session(procname, self.cursor)) is not None:
+            self.db._session_changes(change, self.cursor)
+        return super().callproc(procname, params, kparams)
+
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._sending("copy", statement)(statement, *args, **kwargs)
+
+    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._sending("stream", query)(query, *args, **kwargs)
+
+    def _sending(self, method: str, statement: Any) -> Any:
+        """Return a method that only some drivers have, having looked at `statement`."""
+        # Django's wrapper of psycopg's cursor defines one of the two, in debug mode.
+        found = getattr(super(), method, None) or getattr(self.cursor, method)
+        if (change := changes_session(statement, self.cursor)) is not None:
+            self.db._session_changes(change, self.cursor)
+        return found
+
+    # ##### Closing #####
 
     def close(self) -> None:
         """Close the cursor; on return its hold has ended, whatever was raised."""
@@ -42,10 +78,10 @@ class _ClosesThroughBase(AutoConnectionReleaseCursor):
     """For a base cursor class that has a `close()` of its own; Django's have none."""
 
     def _close_cursor(self) -> None:
-        super(AutoConnectionReleaseCursor, self).close()
+        super(AutoConnectionReleaseCursor, self).close()  # type: ignore[misc]
 
 
-@lru_cache(maxsize=None)
+@cache
 def releasing_class(cursor_class: type[Any]) -> type[Any]:
     """Return the releasing subclass of a Django cursor class: one for each, for good."""
     mixin = (

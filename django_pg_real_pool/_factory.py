@@ -17,7 +17,12 @@ W = TypeVar("W", bound=BaseDatabaseWrapper)
 _made: WeakKeyDictionary[type[Any], type[Any]] = WeakKeyDictionary()
 
 #: What Django's abstract wrapper leaves to a backend, and this library builds upon.
-_NEEDED = ("get_new_connection", "get_connection_params", "create_cursor", "_set_autocommit")
+_NEEDED = (
+    "get_new_connection",
+    "get_connection_params",
+    "create_cursor",
+    "_set_autocommit",
+)
 
 
 def make_release_backend(base_wrapper_cls: type[W]) -> type[W]:

@@ -11,12 +11,11 @@ from _thread import get_ident
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.utils import debug_transaction
 
 from ._lease import Hold
 
 if TYPE_CHECKING:
-    from ._leasing import Leasing as _Base
+    from ._checkout import Checkout as _Base
 else:
     _Base = BaseDatabaseWrapper
 
@@ -104,9 +103,8 @@ class DjangoFloor(_Base):
 
     def _set_autocommit_unleased(self, autocommit: bool) -> None:
         """Note the mode for the next checkout; the rest as stock."""
-        if not autocommit and self.queries_logged:
-            with debug_transaction(self, "BEGIN"):
-                pass
+        if not autocommit:
+            self._log_unsent("BEGIN")
         self.autocommit = autocommit
         if autocommit and self.run_commit_hooks_on_set_autocommit_on:
             self.run_and_clear_commit_hooks()
@@ -123,12 +121,6 @@ class DjangoFloor(_Base):
             self._log_unsent("ROLLBACK")
         else:
             super()._rollback()
-
-    def _log_unsent(self, sql: str) -> None:
-        """Log what stock logs, though there was nothing to be sent."""
-        if self.queries_logged:
-            with debug_transaction(self, sql):
-                pass
 
     # ##### Savepoints #####
 

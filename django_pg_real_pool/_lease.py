@@ -13,6 +13,7 @@ hold               begins                                ends
 open cursor        a cursor is opened                    it is closed, or found lost
 transaction        a statement opens a transaction       COMMIT or ROLLBACK
 pin                `pin_connection()` is entered         it is left
+session state      a statement changes the session       `close()`
 explicit connect   `connect()` or `ensure_connection()`  any other hold ends
 each of them                                             `close()`
 =================  ====================================  ==========================
@@ -31,6 +32,7 @@ class Hold(enum.Enum):
     CURSOR = "open cursor"
     TRANSACTION = "transaction"
     PIN = "pin"
+    SESSION = "session state"
     CONNECT = "explicit connect"
 
     # Members are singletons; Enum's own hash runs Python code, twice per query.
@@ -46,6 +48,7 @@ class Event(enum.Enum):
     TRANSACTION_ENDED = "transaction ended"
     PIN_ENTERED = "pin entered"
     PIN_LEFT = "pin left"
+    SESSION_CHANGED = "session changed"
     CONNECTED = "connected"
     CLOSED = "closed"
 
@@ -70,6 +73,7 @@ TABLE: dict[Event, Transition] = {
     Event.TRANSACTION_ENDED: Transition(ends=(Hold.TRANSACTION, Hold.CONNECT)),
     Event.PIN_ENTERED: Transition(begins=Hold.PIN),
     Event.PIN_LEFT: Transition(ends=(Hold.PIN, Hold.CONNECT)),
+    Event.SESSION_CHANGED: Transition(begins=Hold.SESSION),
     Event.CONNECTED: Transition(begins=Hold.CONNECT),
     Event.CLOSED: Transition(ends=tuple(Hold)),
 }
@@ -85,7 +89,7 @@ class Lease:
     once, and ending a hold that is gone already changes nothing.
     """
 
-    __slots__ = ("holds", "origins", "since")
+    __slots__ = ("holds", "origins", "seen", "since")
 
     def __init__(self) -> None:
         #: Each hold there is now, with who has it.  A key that is absent is a hold that
@@ -95,6 +99,8 @@ class Lease:
         self.origins: dict[Hashable, str] = {}
         #: `time.monotonic()` of the checkout; stale while nothing is held.
         self.since = 0.0
+        #: Every hold since the checkout, in words, where somebody asked to know.
+        self.seen: set[str] | None = None
 
     def __repr__(self) -> str:
         return f"<Lease: {', '.join(self.describe()) or 'no holds'}>"
@@ -115,6 +121,8 @@ class Lease:
                 holds[begins] = {who: find}
             else:
                 holders[who] = find
+            if self.seen is not None:
+                self.seen.add(begins.value)
             return
         if who is not None:
             holders = holds.get(ends[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 
@@ -16,25 +16,27 @@ class _Pinned:
     connection: Any
 
     def __enter__(self) -> Any:
-        self.connection._pin(self)
+        self.connection._pin(self, trusted=True)
         try:
             return super().__enter__()  # type: ignore[misc]
         except BaseException:
             self.connection._unpin(self)
             raise
 
-    def __exit__(self, *exc_info: Any) -> Any:
+    def __exit__(self, *exc_info: object) -> Any:
         try:
             return super().__exit__(*exc_info)  # type: ignore[misc]
         finally:
             self.connection._unpin(self)
 
 
-@lru_cache(maxsize=None)
-def schema_editor_class_for(editor_class: type[Any]) -> type[Any]:
+@cache
+def schema_editor_class_for(editor_class: Any) -> Any:
     """Return the pinning subclass of a schema editor class."""
     if issubclass(editor_class, _Pinned):
         return editor_class
     return type(
-        editor_class.__name__, (_Pinned, editor_class), {"__module__": editor_class.__module__}
+        editor_class.__name__,
+        (_Pinned, editor_class),
+        {"__module__": editor_class.__module__},
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -13,13 +14,56 @@ SETTING = "RELEASE_OPTIONS"
 WARN_UNCLOSED_CURSORS = "DJANGO_PG_REAL_POOL_WARN_UNCLOSED_CURSORS"
 
 
+class SessionPolicy(str, enum.Enum):
+    """What to do about a statement that changes the session beyond its transaction."""
+
+    #: Keep the connection until close(), and clean it before anybody else gets it.
+    PIN = "pin"
+    #: Refuse the statement.
+    ERROR = "error"
+    #: Do nothing, as stock.
+    IGNORE = "ignore"
+
+
+def _option(default: Any, valid: str, *, of: Any) -> Any:
+    """Define an option: `of` makes the value from what was given, or raises ValueError."""
+    return field(default=default, metadata={"valid": valid, "of": of})
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ValueError
+    return float(value)
+
+
+def _bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError  # noqa: TRY004 - as the makers of the other options raise
+    return value
+
+
 @dataclass(frozen=True)
 class ReleaseOptions:
     """What `RELEASE_OPTIONS` can say, as lower-case attributes with the defaults."""
 
+    #: What happens when a statement changes the session.
+    session_state: SessionPolicy = _option(  # noqa: RUF009
+        SessionPolicy.PIN, "'pin', 'error' or 'ignore'", of=SessionPolicy
+    )
+    #: Seconds that a connection may have been idle and still be trusted; beyond, it is
+    #: checked by a round trip before it is given out.  None: never.
+    check_after_idle: float | None = _option(
+        30.0, "a number of seconds, or None", of=_seconds
+    )
+    #: Seconds beyond which a lease is logged when it ends.  None: never.
+    warn_held_after: float | None = _option(
+        None, "a number of seconds, or None", of=_seconds
+    )
     #: Remember where in the user's code each cursor, pin and transaction began, for
     #: error messages and warnings.  Costs a walk up the stack each time.
-    track_origins: bool = False
+    track_origins: bool = _option(False, "True or False", of=_bool)
 
     @classmethod
     def read(cls, settings_dict: Mapping[str, Any], alias: str) -> ReleaseOptions:
@@ -28,23 +72,36 @@ class ReleaseOptions:
         Raises ImproperlyConfigured for the first key or value that can't be meant.
         """
         given = settings_dict.get(SETTING, {})
-        problem = next(problems(given), None)
-        if problem is not None:
+        if not given and isinstance(given, Mapping):
+            return _DEFAULTS
+        for problem in problems(given):
             raise ImproperlyConfigured(f"DATABASES[{alias!r}][{SETTING!r}]: {problem}")
-        return cls(**{key.lower(): value for key, value in given.items()})
+        known = _known()
+        return cls(**{key.lower(): known[key].metadata["of"](given[key]) for key in given})
 
 
-def problems(given: Any) -> Any:
+_DEFAULTS = ReleaseOptions()
+
+
+def _known() -> dict[str, Field[Any]]:
+    return {each.name.upper(): each for each in fields(ReleaseOptions)}
+
+
+def problems(given: Any) -> Iterator[str]:
     """Yield a sentence for everything in `given` that can't be meant."""
-    types = {field.name.upper(): field.type for field in fields(ReleaseOptions)}
     if not isinstance(given, Mapping):
         yield f"expected a dict of options, got {given!r}."
         return
+    known = _known()
     for key, value in given.items():
-        if key not in types:
-            yield f"unknown option {key!r}; valid options are: {', '.join(sorted(types))}."
-        elif types[key] == "bool" and not isinstance(value, bool):
-            yield f"{key} must be True or False, got {value!r}."
+        if key not in known:
+            yield f"unknown option {key!r}; valid options are: {', '.join(sorted(known))}."
+            continue
+        metadata = known[key].metadata
+        try:
+            metadata["of"](value)
+        except ValueError:
+            yield f"{key} must be {metadata['valid']}, got {value!r}."
 
 
 def warns_of_unclosed_cursors() -> bool:

@@ -12,17 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from django.db import DatabaseError
 from django.utils.asyncio import async_unsafe
 
-from . import _hooks
+from . import _fork, _hooks
+from ._checkout import Checkout
 from ._checks import validation_class_for
 from ._floor import DjangoFloor
-from ._lease import Event
-from ._leasing import Leasing
+from ._lease import Event, Hold
 from ._schema import schema_editor_class_for
 
+_fork.watch()
 
-class ConnectionReleaseMixin(Leasing):
+
+class ConnectionReleaseMixin(Checkout):
     """Makes a pooled wrapper take its connection late and give it back early.
 
     Unlike the base, which keeps its connection from the first use until `close()`, it
@@ -37,7 +40,9 @@ class ConnectionReleaseMixin(Leasing):
             # Written by hand: `class DatabaseWrapper(ConnectionReleaseMixin, Base)`.
             cls.__bases__ = (*cls.__bases__, DjangoFloor)
         cls._hooks = _hooks.read(cls)
-        cls.validation_class = validation_class_for(cls.validation_class)
+        _fork.pools_in_use.add(cls._hooks.pool)
+        validation_class: Any = cls.validation_class
+        cls.validation_class = validation_class_for(validation_class)
         if cls.SchemaEditorClass is not None:
             cls.SchemaEditorClass = schema_editor_class_for(cls.SchemaEditorClass)
 
@@ -54,31 +59,41 @@ class ConnectionReleaseMixin(Leasing):
     def connect(self) -> None:
         """Check a connection out and keep it until another hold ends, or `close()`.
 
-        The transaction state is reset, as by stock.  If it raises, nothing is out.
+        If there is one already, it is given back and the transaction state is reset, as
+        by stock.  Raises what the driver or the pool raises; nothing is out then.
         """
         if self._checking_out:
             self._checking_out = False
             self._open_lease()
             return
-        if self._releasing:
+        if self._releasing and self.connection is not None:
             self._close_lease()
             self._end_session()
-        if self._begin(explicitly=True):
-            with self._lease_lock, self.wrap_database_errors:
+        # Between two leases it is Django's ensure_connection() that calls this: the
+        # block that is open, and its transaction, go on.
+        if self._releasing or self._begin(explicitly=True):
+            with self._lease_lock:
                 self._open_lease()
                 self._lease.happened(Event.CONNECTED)
         else:
             super().connect()
 
     @async_unsafe
-    def ensure_connection(self) -> None:
-        """Check a connection out if there is none, and keep it as `connect()` does."""
-        if self.connection is None and (self._releasing or self._begin()):
-            with self._lease_lock:
-                self._checkout()
-                self._lease.happened(Event.CONNECTED)
-        else:
-            super().ensure_connection()
+    def is_usable(self) -> bool:
+        """Ask the connection that there is, or else the one that a query would get."""
+        if self.connection is not None or not self._releasing:
+            return super().is_usable()
+        # To ask is no statement of a block, so it must not begin its transaction.
+        with self._outside_transaction():
+            token = object()
+            try:
+                self._pin(token, trusted=True)
+            except DatabaseError:
+                return False
+            try:
+                return super().is_usable()
+            finally:
+                self._unpin(token)
 
     @async_unsafe
     def close(self) -> None:
@@ -114,6 +129,10 @@ class ConnectionReleaseMixin(Leasing):
                 self.close()
             return
         super().close_if_unusable_or_obsolete()
+        if Hold.SESSION in self._lease.holds and not self.in_atomic_block:
+            # With a CONN_MAX_AGE stock keeps the connection, but the session of one
+            # request is none of the next one's.
+            self.close()
         if self.closed_in_transaction and self.in_atomic_block and not self.atomic_blocks:
             # Closed in a block that was entered with autocommit off: stock's wrapper is
             # of no use from then on.  The block is left, so this one begins anew.
@@ -135,6 +154,7 @@ class ConnectionReleaseMixin(Leasing):
 
     @async_unsafe
     def commit(self) -> None:
+        self._validate_end_of_transaction()
         try:
             super().commit()
         finally:
@@ -142,10 +162,16 @@ class ConnectionReleaseMixin(Leasing):
 
     @async_unsafe
     def rollback(self) -> None:
+        self._validate_end_of_transaction()
         try:
             super().rollback()
         finally:
             self._transaction_ended()
+
+    def _validate_end_of_transaction(self) -> None:
+        # As stock does next; but what is refused must not be taken for an end.
+        self.validate_thread_sharing()
+        self.validate_no_atomic_block()
 
     def _transaction_ended(self) -> None:
         # Before set_autocommit(True), hence before the callbacks of on_commit() run.

@@ -1,0 +1,138 @@
+"""Gives a connection back: clean, or not at all."""
+
+from __future__ import annotations
+
+import logging
+import time
+from _thread import get_ident
+from typing import Any
+
+from . import _reaper
+from ._lease import Event, Hold
+from ._origins import find_origin
+from ._state import LeaseState
+
+logger = logging.getLogger("django_pg_real_pool")
+
+#: The threads that are in a pool's code now, where its lock may be taken.
+inside_pool: set[int] = set()
+
+
+class Checkin(LeaseState):
+    """Ends leases."""
+
+    def __del__(self) -> None:
+        # Not from here: this may be any thread, inside the pool's own lock.
+        if getattr(self, "_releasing", None) and self.connection is not None:
+            _reaper.adopt(self)
+
+    def _end_lease(self, discard: bool = False) -> None:
+        """Give the connection back.  What the statement did or raised is not disturbed."""
+        try:
+            self._check_in(discard)
+        except Exception:
+            logger.warning(
+                "could not give the connection of database alias %r back to its pool",
+                self.alias,
+                exc_info=True,
+            )
+
+    def _clean(self) -> bool:
+        """Make the session as new; return False if it must not be used again.
+
+        What it was used for is not disturbed: nothing is raised.
+        """
+        self._is_dirty = False
+        hooks = self._hooks
+        self._setting_up += 1
+        try:
+            physical = hooks.pool.physical(self.connection)
+            cleaned = hooks.driver.reset(physical)
+            if cleaned:
+                hooks.driver.forget_set_up(physical)
+                hooks.pool.reconfigure(self)
+        except Exception:
+            cleaned = False
+            logger.warning(
+                "could not reset the session of a connection of database alias %r, so "
+                "the connection is replaced",
+                self.alias,
+                exc_info=True,
+            )
+        finally:
+            self._setting_up -= 1
+        return cleaned
+
+    def _check_in(self, discard: bool = False) -> None:
+        hooks = self._hooks
+        if self._is_dirty and not discard:
+            discard = not self._clean()
+        if self._options.warn_held_after is not None:
+            self._warn_if_held_long()
+        ident = get_ident()
+        inside_pool.add(ident)
+        try:
+            if discard:
+                hooks.pool.discard(self)
+            else:
+                hooks.driver.mark_used(hooks.pool.physical(self.connection))
+            if hooks.close:
+                self._ending_lease = True
+                super().close()  # the base's; arrives at DjangoFloor.close()
+            else:
+                hooks.pool.checkin(self)
+        finally:
+            self._ending_lease = False
+            self.connection = None
+            inside_pool.discard(ident)
+
+    def _close_lease(self, as_stock: bool = False) -> None:
+        """End the lease, whoever holds it; `as_stock` with all that stock's close() does.
+
+        A cursor that is open still is cut off first: its connection may be another
+        thread's in a moment.
+        """
+        for find in list(self._lease.holds.get(Hold.CURSOR, {}).values()):
+            raw = find() if find is not None else None
+            if raw is not None:
+                self._detach(raw)
+        self._closed_elsewhere.clear()
+        for name in list(self._portals.values()):
+            self._close_portal(name)
+        self._portals.clear()
+        self._lease.happened(Event.CLOSED)
+        if as_stock:
+            try:
+                if self._is_dirty and not self._clean():
+                    self._hooks.pool.discard(self)
+                if self._options.warn_held_after is not None:
+                    self._warn_if_held_long()
+                super().close()
+            finally:
+                self.connection = None
+        elif self.connection is not None:
+            self._end_lease()
+
+    def _warn_if_held_long(self) -> None:
+        seconds, limit = time.monotonic() - self._lease.since, self._options.warn_held_after
+        if limit is not None and seconds > limit:
+            logger.warning(
+                "a connection of database alias %r was held for %.1f s (%s), until %s",
+                self.alias,
+                seconds,
+                ", ".join(sorted(self._lease.seen or ())),
+                find_origin(),
+            )
+
+    def _detach(self, raw: Any) -> None:
+        try:
+            self._hooks.driver.detach(raw)
+        except Exception:
+            logger.debug("could not detach an open cursor", exc_info=True)
+
+    def _close_portal(self, name: str) -> None:
+        try:
+            self._hooks.driver.close_portal(self.connection, name)
+        except Exception:
+            # It is gone already: rolled back, or the connection is broken.
+            logger.debug("could not close the server-side cursor %s", name, exc_info=True)

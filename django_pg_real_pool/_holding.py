@@ -1,0 +1,126 @@
+"""Tells the lease what happens to cursors, transactions and the session."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from _thread import get_ident
+from functools import partial
+from typing import Any
+from weakref import ref
+
+from django.db import NotSupportedError
+
+from ._checkin import Checkin, inside_pool
+from ._cursor import releasing_class
+from ._lease import Event, Finder, Hold
+from ._origins import find_origin
+from ._settings import SessionPolicy, warns_of_unclosed_cursors
+
+logger = logging.getLogger("django_pg_real_pool")
+
+
+class SessionStateError(NotSupportedError):
+    """Raised by policy "error" for a statement that would change the session.
+
+    The statement was not sent.
+    """
+
+
+class Holding(Checkin):
+    """Begins and ends holds, and the lease with the last of them."""
+
+    def _hold_for(self, cursor: Any) -> Any:
+        """Make a Django cursor hold the lease from here on, until it is closed."""
+        cursor.__class__ = releasing_class(cursor.__class__)
+        raw = cursor.cursor
+        find: Finder
+        try:
+            find = ref(raw)
+        except TypeError:
+            find = partial(_same, raw)  # can't be seen to be lost: held until close()
+        self._lease.happened(Event.CURSOR_OPENED, id(raw), find)
+        if self._options.track_origins or warns_of_unclosed_cursors():
+            self._lease.origins[id(raw)] = find_origin()
+        return cursor
+
+    def _cursor_closed(self, raw: Any) -> None:
+        """End a cursor's hold.  A cursor of an earlier lease changes nothing."""
+        who = id(raw)
+        ident = get_ident()
+        if ident in inside_pool or (
+            ident != self._thread_ident and not self.allow_thread_sharing
+        ):
+            # Garbage collection closes generators, and runs on any thread at any time,
+            # so perhaps under the pool's lock: leave it to this wrapper's next entry.
+            find = self._lease.holds.get(Hold.CURSOR, {}).get(who)
+            self._closed_elsewhere.append((who, find))
+            return
+        with self._lease_lock:
+            self._portals.pop(who, None)
+            self._lease.happened(Event.CURSOR_CLOSED, who)
+            self._settle()
+
+    def _session_changes(self, change: str, raw: Any) -> None:
+        """Hold the session that a cursor's statement is about to change, or refuse."""
+        policy = self._options.session_state
+        if policy is SessionPolicy.IGNORE:
+            return
+        if policy is SessionPolicy.ERROR and Hold.PIN not in self._lease.holds:
+            raise SessionStateError(
+                f"{change} would change the session of database alias {self.alias!r} "
+                "beyond its transaction, but the connection is released after the "
+                "statement. Use SET LOCAL, set_config(..., true) or a "
+                "pg_advisory_xact_lock() function inside atomic(); or wrap the work in "
+                "pin_connection(); or set "
+                f"DATABASES[{self.alias!r}]['RELEASE_OPTIONS']['SESSION_STATE'] to 'pin'."
+            )
+        with self._lease_lock:
+            if id(raw) not in self._lease.holds.get(Hold.CURSOR, ()):
+                return  # its lease has ended; the cursor itself will refuse
+            self._is_dirty = True
+            if Hold.PIN not in self._lease.holds:
+                self._lease.happened(Event.SESSION_CHANGED)
+
+    def _settle(self) -> None:
+        """Bring the holds up to date with the connection; release if none is left."""
+        if self.connection is None or self._setting_up or not self._releasing:
+            return
+        lease = self._lease
+        if self._closed_elsewhere or Hold.CURSOR in lease.holds:
+            self._reclaim_cursors()
+        if self._hooks.driver.in_transaction(self.connection, self.autocommit):
+            if Hold.TRANSACTION not in lease.holds:
+                lease.happened(Event.TRANSACTION_BEGAN)
+                if self._options.track_origins:
+                    lease.origins[None] = find_origin()
+        elif Hold.TRANSACTION in lease.holds:
+            lease.happened(Event.TRANSACTION_ENDED)
+        if not lease.holds:
+            self._end_lease()
+
+    def _reclaim_cursors(self) -> None:
+        """End the holds of cursors that were dropped, or closed where it was unsafe."""
+        lease = self._lease
+        while self._closed_elsewhere:
+            who, find = self._closed_elsewhere.pop()
+            if find is not None and lease.holds.get(Hold.CURSOR, {}).get(who) is find:
+                self._portals.pop(who, None)
+                lease.happened(Event.CURSOR_CLOSED, who)
+        for event, who in lease.lost():
+            origin = lease.origins.get(who)
+            lease.happened(event, who)
+            message = (
+                f"a cursor on database alias {self.alias!r} was dropped without close(), "
+                "which kept its connection until now"
+                + (f"; it was opened at {origin}" if origin else "")
+            )
+            if warns_of_unclosed_cursors():
+                logger.warning("%s", message)
+            if who in self._portals:
+                self._close_portal(self._portals.pop(who))
+            warnings.warn(message, ResourceWarning, stacklevel=3)
+
+
+def _same(thing: Any) -> Any:
+    return thing

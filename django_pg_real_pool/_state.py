@@ -1,0 +1,107 @@
+"""What a wrapper knows of its lease, and of its session from first use to close()."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from threading import RLock, Thread
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.db.backends.utils import debug_transaction
+
+from . import _registry
+from ._hooks import Hooks
+from ._lease import Finder, Hold, Lease
+from ._settings import ReleaseOptions
+
+if TYPE_CHECKING:
+    from ._django import Wrapper as _Base
+else:
+    _Base = object
+
+#: What stock's connect() resets: the wrapper's view of its transaction.
+TRANSACTION_STATE: dict[str, Callable[[], Any]] = {
+    "in_atomic_block": bool,
+    "savepoint_ids": list,
+    "atomic_blocks": list,
+    "needs_rollback": bool,
+    "rollback_exc": type(None),
+    "commit_on_exit": lambda: True,
+    "run_on_commit": list,
+    "run_commit_hooks_on_set_autocommit_on": bool,
+    "_unsent_savepoints": list,
+}
+
+
+class LeaseState(_Base):
+    """The state that all layers of a made class share."""
+
+    _hooks: ClassVar[Hooks]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        #: Why this wrapper has a connection now.
+        self._lease = Lease()
+        #: Guards the lease where threads share the wrapper; reentrant because setting
+        #: a connection up may run queries.
+        self._lease_lock = RLock()
+        #: What stock means by "connected", which outlives leases here: None before the
+        #: first use and after close(), then True; False for an alias without a pool.
+        self._releasing: bool | None = None
+        self._options = ReleaseOptions()
+        #: Above 0 while a connection that has no hold yet must stay.
+        self._setting_up = 0
+        #: Whether connection_created was sent since close().
+        self._announced = False
+        #: True on the way through Django's ensure_connection() to our connect().
+        self._checking_out = False
+        #: True while the base's close() runs to end a lease and not a session.
+        self._ending_lease = False
+        #: Whether somebody may have changed the session during this lease.
+        self._is_dirty = False
+        #: Savepoints of open blocks that wait for a connection, each with the execute
+        #: wrappers of its moment.  Empty while there is a lease.
+        self._unsent_savepoints: list[tuple[str, list[Any]]] = []
+        #: Whether an atomic block switched autocommit off, not the user.
+        self._autocommit_off_by_atomic = False
+        #: Cursors that were closed where nothing may be released at once.
+        self._closed_elsewhere: list[tuple[Hashable, Finder | None]] = []
+        #: The names of the open cursors that have a portal on the server.
+        self._portals: dict[Hashable, str] = {}
+        #: For NativePool: the pool used last, and what stands for it meanwhile.
+        self._open_pool: Any = None
+        self._pool_stand_in: Any = None
+        #: The thread that began the session.
+        self._owner: Thread | None = None
+        super().__init__(*args, **kwargs)
+        _registry.add(self)  # type: ignore[arg-type]  # all are, in the end
+
+    def _end_session(self) -> None:
+        """Forget what outlives a lease; what comes next begins anew."""
+        self._unsent_savepoints.clear()
+        self._announced = False
+        self._open_pool = None
+        self._releasing = None
+
+    @property
+    def _default_autocommit(self) -> bool:
+        return bool(self.settings_dict["AUTOCOMMIT"])
+
+    def _describe_holds(self) -> list[str]:
+        """Return the holds in words, as they are now; of any thread's wrapper."""
+        holds, connection = self._lease.describe(), self.connection
+        if (
+            connection is not None
+            and Hold.TRANSACTION not in self._lease.holds
+            and self._hooks.driver.in_transaction(connection, self.autocommit)
+        ):
+            holds.append(Hold.TRANSACTION.value)  # noted when its cursor is closed
+        return holds
+
+    def _log_unsent(self, sql: str) -> None:
+        """Log what stock logs, though there is nothing to be sent, or not yet."""
+        if self.queries_logged:
+            with debug_transaction(self, sql):
+                pass
+
+    def _reset_transaction_state(self) -> None:
+        for name, initial in TRANSACTION_STATE.items():
+            setattr(self, name, initial())
