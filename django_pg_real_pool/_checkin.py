@@ -42,7 +42,8 @@ class Checkin(LeaseState):
 
         What it was used for is not disturbed: nothing is raised.
         """
-        self._is_dirty = False
+        if self._is_beyond_reset:
+            return False
         hooks = self._hooks
         self._setting_up += 1
         try:
@@ -63,26 +64,33 @@ class Checkin(LeaseState):
             self._setting_up -= 1
         return cleaned
 
-    def _check_in(self, discard: bool = False) -> None:
+    def _check_in(self, discard: bool = False, as_stock: bool = False) -> None:
         hooks = self._hooks
-        if self._is_dirty and not discard:
-            discard = not self._clean()
-        if self._options.warn_held_after is not None:
-            self._warn_if_held_long()
         ident = get_ident()
-        inside_pool.add(ident)
+        # Whatever is thrown into this thread from here on, the connection is not kept,
+        # nor given to anybody before it is clean.
         try:
+            physical = hooks.pool.physical(self.connection)
+            if not discard:
+                discard = hooks.driver.is_busy(physical) or (
+                    self._is_dirty and not self._clean()
+                )
+            if self._options.warn_held_after is not None:
+                self._warn_if_held_long()
+            inside_pool.add(ident)
             if discard:
                 hooks.pool.discard(self)
             else:
-                hooks.driver.mark_used(hooks.pool.physical(self.connection))
-            if hooks.close:
+                hooks.driver.mark_used(physical)
+            if as_stock:
+                super().close()
+            elif hooks.close:
                 self._ending_lease = True
                 super().close()  # the base's; arrives at DjangoFloor.close()
             else:
                 hooks.pool.checkin(self)
         finally:
-            self._ending_lease = False
+            self._ending_lease = self._is_dirty = self._is_beyond_reset = False
             self.connection = None
             inside_pool.discard(ident)
 
@@ -102,14 +110,7 @@ class Checkin(LeaseState):
         self._portals.clear()
         self._lease.happened(Event.CLOSED)
         if as_stock:
-            try:
-                if self._is_dirty and not self._clean():
-                    self._hooks.pool.discard(self)
-                if self._options.warn_held_after is not None:
-                    self._warn_if_held_long()
-                super().close()
-            finally:
-                self.connection = None
+            self._check_in(as_stock=True)
         elif self.connection is not None:
             self._end_lease()
 

@@ -13,6 +13,7 @@ from threading import current_thread
 from typing import Any
 
 from django.db import OperationalError
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from . import _reaper
@@ -20,11 +21,16 @@ from ._checkin import inside_pool
 from ._holding import Holding
 from ._lease import Event
 from ._origins import find_origin
-from ._settings import ReleaseOptions, SessionPolicy
+from ._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
 from ._state import TRANSACTION_STATE
 from ._status import explain_exhaustion
 
 logger = logging.getLogger("django_pg_real_pool")
+
+
+#: What Django's own checkout consists of, to see whether somebody has replaced it.
+_ENSURE_CONNECTION = BaseDatabaseWrapper.ensure_connection
+_REPLACEABLE = frozenset({"connect", "ensure_connection"})
 
 
 class Checkout(Holding):
@@ -41,6 +47,7 @@ class Checkout(Holding):
         if self.in_atomic_block and self.closed_in_transaction and not explicitly:
             super().ensure_connection()  # raises
         self._options = ReleaseOptions.read(self.settings_dict, self.alias)
+        self._records_origins = self._options.track_origins or warns_of_unclosed_cursors()
         self._releasing = self._hooks.pool.releases(self)
         if not self._releasing:
             return False
@@ -61,18 +68,35 @@ class Checkout(Holding):
 
     def _checkout(self) -> None:
         """Begin a lease that has no hold yet.  When it raises, there is none."""
-        # By way of Django's own method: it refuses a block whose connection was closed,
-        # translates the driver's errors, and is where test runners forbid the database.
+        try:
+            if (
+                type(self).ensure_connection is _ENSURE_CONNECTION
+                and _REPLACEABLE.isdisjoint(self.__dict__)
+                and not self.closed_in_transaction
+            ):
+                with self.wrap_database_errors:
+                    self._open_lease()
+            else:
+                self._checkout_through_django()
+        except Exception as error:
+            if self.in_atomic_block:
+                # A statement of this block was lost, so none of it may be committed.
+                self.needs_rollback = True
+                self.rollback_exc = error
+            raise
+
+    def _checkout_through_django(self) -> None:
+        """Check out by way of ensure_connection(), because somebody replaced something.
+
+        Test runners do that to forbid the database; Django's own method refuses a block
+        whose connection was closed.
+        """
         self._checking_out = True
         self._setting_up += 1
         try:
             super().ensure_connection()
-        except BaseException as error:
+        except BaseException:
             self._close_lease()
-            if self.in_atomic_block and isinstance(error, Exception):
-                # A statement of this block was lost, so none of it may be committed.
-                self.needs_rollback = True
-                self.rollback_exc = error
             raise
         finally:
             self._setting_up -= 1

@@ -37,6 +37,10 @@ class Driver:
         with suppress(TypeError):
             self._set_up.discard(physical)
 
+    def is_busy(self, physical: Any) -> bool:
+        """Return whether a statement was cut short, so that its answer is yet to come."""
+        return False
+
     def mark_used(self, physical: Any) -> None:
         """Note that the connection worked until now."""
 

@@ -46,15 +46,15 @@ class DjangoFloor(_Base):
         if self._thread_ident != get_ident():
             self.validate_thread_sharing()
         with self._lease_lock:
-            if self.connection is None:
-                self._checkout()
-            else:
-                if self._closed_elsewhere or Hold.CURSOR in self._lease.holds:
-                    self._reclaim_cursors()
-                self.close_if_health_check_failed()
+            try:
                 if self.connection is None:
                     self._checkout()
-            try:
+                else:
+                    if self._closed_elsewhere or Hold.CURSOR in self._lease.holds:
+                        self._reclaim_cursors()
+                    self.close_if_health_check_failed()
+                    if self.connection is None:
+                        self._checkout()
                 with self.wrap_database_errors:
                     cursor = self._prepare_cursor(self.create_cursor(name))
             except BaseException:

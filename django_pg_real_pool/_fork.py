@@ -43,7 +43,7 @@ def _forget_parent() -> None:
         wrapper.connection = None
         wrapper._lease.happened(Event.CLOSED)
         wrapper._setting_up = 0
-        wrapper._is_dirty = False
+        wrapper._is_dirty = wrapper._is_beyond_reset = False
         wrapper._portals.clear()
         wrapper._closed_elsewhere.clear()
         # A transaction of the parent is none of the child's, whatever block it is in.

@@ -15,6 +15,7 @@ from ._checkin import Checkin, inside_pool
 from ._cursor import releasing_class
 from ._lease import Event, Finder, Hold
 from ._origins import find_origin
+from ._session import BEYOND_RESET
 from ._settings import SessionPolicy, warns_of_unclosed_cursors
 
 logger = logging.getLogger("django_pg_real_pool")
@@ -40,7 +41,7 @@ class Holding(Checkin):
         except TypeError:
             find = partial(_same, raw)  # can't be seen to be lost: held until close()
         self._lease.happened(Event.CURSOR_OPENED, id(raw), find)
-        if self._options.track_origins or warns_of_unclosed_cursors():
+        if self._records_origins:
             self._lease.origins[id(raw)] = find_origin()
         return cursor
 
@@ -64,8 +65,8 @@ class Holding(Checkin):
     def _session_changes(self, change: str, raw: Any) -> None:
         """Hold the session that a cursor's statement is about to change, or refuse."""
         policy = self._options.session_state
-        if policy is SessionPolicy.IGNORE:
-            return
+        if policy is SessionPolicy.IGNORE or self._setting_up:
+            return  # what sets a connection up is its configuration
         if policy is SessionPolicy.ERROR and Hold.PIN not in self._lease.holds:
             raise SessionStateError(
                 f"{change} would change the session of database alias {self.alias!r} "
@@ -79,6 +80,8 @@ class Holding(Checkin):
             if id(raw) not in self._lease.holds.get(Hold.CURSOR, ()):
                 return  # its lease has ended; the cursor itself will refuse
             self._is_dirty = True
+            if change in BEYOND_RESET:
+                self._is_beyond_reset = True
             if Hold.PIN not in self._lease.holds:
                 self._lease.happened(Event.SESSION_CHANGED)
 

@@ -124,9 +124,13 @@ class Lease:
             if self.seen is not None:
                 self.seen.add(begins.value)
             return
-        if who is not None:
-            holders = holds.get(ends[0])
-            if holders is None or who not in holders:
+        holders = holds.get(ends[0])
+        if event is Event.CLOSED:
+            pass
+        elif holders is None:
+            return  # what is not held can't end, so it does not end the others either
+        elif who is not None:
+            if who not in holders:
                 return
             del holders[who]
             if self.origins:
@@ -134,9 +138,8 @@ class Lease:
             if holders:  # another cursor is open, or an outer pin is entered
                 return
         for hold in ends:
-            holds.pop(hold, None)
-        if not holds:
-            self.origins.clear()
+            for each in holds.pop(hold, ()):
+                self.origins.pop(each, None)
 
     def lost(self) -> Iterator[tuple[Event, Hashable]]:
         """Yield the ending event for each cursor that nobody can close any more."""

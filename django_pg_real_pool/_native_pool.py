@@ -24,8 +24,10 @@ logger = logging.getLogger("django_pg_real_pool")
 #: Seconds between two looks at whether a pool that never connected has failed to.
 _FIRST_LOOK = 0.05
 
-#: Seconds between two attempts to connect, at the most: psycopg_pool goes on doubling
-#: them, so that the longer a server was away, the longer its return is not noticed.
+#: Seconds that a pool may take to close before another can be opened.
+_CLOSING = 10.0
+
+#: Seconds between two looks at whether a server that was away has returned.
 _RETRY_WITHIN = 1.0
 
 
@@ -117,7 +119,8 @@ class NativePool(Pool):
         for alias, (pools, pool) in opened.items():
             if pools.get(alias) is pool:
                 del pools[alias]
-            pool.connection_class.pool = None
+            if hasattr(pool.connection_class, "retries"):
+                pool.connection_class.pool = None
         return opened
 
     # ##### Opening a pool #####
@@ -134,27 +137,26 @@ class NativePool(Pool):
                 '{"min_size": 2, "max_size": 10}; or set it to False to use this '
                 "alias without a pool, as Django's own backend does."
             )
-        with self._lock:
-            pools = wrapper._connection_pools
-            _, pool = self._opened.get(alias, (None, None))
-            if pool is None or pool.closed:
-                pool = pools.get(alias) or self._make(wrapper, options)
+        deadline = time.monotonic() + _CLOSING
+        while True:
+            with self._lock:
+                pool = self._made_by_django(wrapper, options)
                 try:
                     pool.open()
                 except _pool_closed():
-                    # Django closes a pool before it forgets it; another takes its place.
-                    pool = self._make(wrapper, options)
-                    pool.open()
-                self._opened[alias] = (pools, pool)
-            if pools.get(alias) is not pool:
-                pools[alias] = pool
-        return pool
+                    if time.monotonic() > deadline:
+                        raise
+                else:
+                    self._opened[alias] = (wrapper._connection_pools, pool)
+                    return pool
+            # Django's close_pool() closes a pool before it forgets it.
+            time.sleep(0.01)
 
-    def _make(self, wrapper: LeaseState, options: Any) -> Any:
-        """Let Django make the pool from the settings, but not keep it yet.
+    def _made_by_django(self, wrapper: LeaseState, options: Any) -> Any:
+        """Return Django's pool, which is made from the settings where there is none yet.
 
-        Ours does without a check at each checkout (see CHECK_AFTER_IDLE), and remembers
-        why it can't connect.
+        It is made without a check at each checkout (see CHECK_AFTER_IDLE), and so that
+        it remembers why it can't connect.
         """
         settings, options = wrapper.settings_dict, {} if options is True else dict(options)
         if not options.get("close_returns"):
@@ -164,21 +166,14 @@ class NativePool(Pool):
             "CONN_HEALTH_CHECKS": False,
             "OPTIONS": {**settings["OPTIONS"], "pool": options},
         }
-        wrapper._connection_pools = {}
         try:
             pool = wrapper.pool  # type: ignore[attr-defined]
         finally:
-            del wrapper._connection_pools  # the class's is back in sight
             wrapper.settings_dict = settings
-        if not options.get("close_returns"):
-            pool.connection_class.pool = ref(pool)
-        schedule_task = pool.schedule_task
-
-        def schedule_soon(task: Any, delay: float) -> None:
-            is_retry = getattr(task, "attempt", None) is not None
-            schedule_task(task, min(delay, _RETRY_WITHIN) if is_retry else delay)
-
-        pool.schedule_task = schedule_soon
+        connecting = pool.connection_class
+        if connecting is options.get("connection_class"):
+            connecting.pool = ref(pool)
+            connecting.retries = pool.schedule_task = _Retries(pool)
         return pool
 
     def _first_getconn(self, pool: Any) -> Any:
@@ -222,6 +217,8 @@ def _remembering(connection_class: Any) -> Any:
     class Remembering(base):  # type: ignore[misc, valid-type]
         #: A weak reference to the pool; None in a forked child, where it is no pool.
         pool: Any = None
+        #: Its `_Retries`.
+        retries: Any = None
         last_error: BaseException | None = None
         ever_connected = False
         #: Whether it is out, or broken and not replaced yet.
@@ -237,6 +234,8 @@ def _remembering(connection_class: Any) -> Any:
             cls.last_error = None
             cls.ever_connected = True
             know(connection)
+            if cls.retries is not None:
+                cls.retries.hurry()
             return connection
 
         def __del__(self) -> None:
@@ -269,6 +268,49 @@ def _give_back_lost(pool: Any, connection: Any) -> None:
     connection.close()  # whatever it was in the middle of
     connection._pool = pool
     pool.putconn(connection)
+
+
+class _Retries:
+    """Stands for a pool's `schedule_task()`, to notice early that the server is back.
+
+    For each connection that it lacks, psycopg_pool waits twice as long after each
+    failure, so the longer a server was away, the longer its return is not noticed.
+    Here one of them tries every second, and when it succeeds, the others do not wait.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._schedule = type(pool).schedule_task
+        self._pool = ref(pool)
+        self._waiting: list[_Retry] = []
+
+    def __call__(self, task: Any, delay: float) -> None:
+        if getattr(task, "attempt", None) is not None:
+            is_probe = not any(each.is_probe for each in list(self._waiting))
+            task = _Retry(task, self._waiting, is_probe)
+            self._waiting.append(task)
+            if is_probe:
+                delay = min(delay, _RETRY_WITHIN)
+        self._schedule(self._pool(), task, delay)
+
+    def hurry(self) -> None:
+        for retry in list(self._waiting):
+            retry.tick()
+
+
+class _Retry:
+    """An attempt to connect that is scheduled, and may be made earlier: once."""
+
+    def __init__(self, task: Any, waiting: list[_Retry], is_probe: bool) -> None:
+        self._task = task
+        self._waiting = waiting
+        self.is_probe = is_probe
+
+    def tick(self) -> None:
+        try:
+            self._waiting.remove(self)
+        except ValueError:
+            return  # it was made already
+        self._task.tick()
 
 
 class _Handing:

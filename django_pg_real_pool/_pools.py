@@ -73,6 +73,9 @@ class Pool:
         """End the connection, before `checkin`: nobody may get it as it is."""
         self.physical(wrapper.connection).close()
 
+    def close(self, wrapper: LeaseState) -> None:
+        """Close `wrapper`'s pool as far as the base's `close_pool()` does not."""
+
     def physical(self, connection: Any) -> Any:
         """Return what stays the same each time the pool gives out one connection."""
         return connection

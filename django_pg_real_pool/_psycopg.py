@@ -91,6 +91,9 @@ class Psycopg(Driver):
     def forget_set_up(self, physical: Any) -> None:
         know(physical).client_side = None
 
+    def is_busy(self, physical: Any) -> bool:
+        return bool(physical.pgconn.transaction_status == ACTIVE)
+
     def mark_used(self, physical: Any) -> None:
         known = physical.__dict__.get(_KNOWN)
         if known is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict, deque
+from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +21,18 @@ def _container() -> Any:
     return pool_container
 
 
+#: Seconds after which somebody who waits looks again, whether called or not.
+_LOOK_AGAIN = 0.1
+
+
 class QueuePool(Pool):
     """For a base that is one of django-db-connection-pool's wrappers."""
+
+    def __init__(self) -> None:
+        #: Who waits for a connection of each alias, first come, first served: by itself
+        #: QueuePool gives what came back to whoever asks next, so a thread that asks
+        #: often keeps another waiting until its time is over.
+        self._lines: defaultdict[str, deque[Any]] = defaultdict(deque)
 
     def exhausted(self) -> tuple[type[BaseException], ...]:
         from sqlalchemy.exc import TimeoutError
@@ -27,8 +40,34 @@ class QueuePool(Pool):
         return (TimeoutError,)
 
     def checkout(self, wrapper: LeaseState) -> Any:
-        if _container().has(wrapper.alias):
+        pool = _container().get(wrapper.alias) if _container().has(wrapper.alias) else None
+        if pool is None:
+            return self._make_and_checkout(wrapper)
+        line = self._lines[wrapper.alias]
+        if not line and not _is_full(pool):
             return super().checkout(wrapper)
+        place = Lock()
+        place.acquire()
+        try:
+            line.append(place)
+            self._wait_in(line, place, pool)
+            return super().checkout(wrapper)
+        finally:
+            with suppress(ValueError):
+                line.remove(place)
+            _call_first(line)
+
+    def _wait_in(self, line: deque[Any], place: Any, pool: Any) -> None:
+        from sqlalchemy.exc import TimeoutError
+
+        deadline = time.monotonic() + pool.timeout()
+        while line[0] is not place:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError(f"connection timed out, timeout {pool.timeout():.2f}")
+            place.acquire(timeout=min(remaining, _LOOK_AGAIN))
+
+    def _make_and_checkout(self, wrapper: LeaseState) -> Any:
         # The pool is made on the way.  It is to do without a ping at each checkout,
         # which is on by default (see CHECK_AFTER_IDLE).
         settings = wrapper.settings_dict
@@ -41,6 +80,12 @@ class QueuePool(Pool):
 
     def discard(self, wrapper: LeaseState) -> None:
         wrapper.connection.invalidate()
+
+    def close(self, wrapper: LeaseState) -> None:
+        # Neither package does, though Django asks it to before it clones a database.
+        pool = _container().pop(wrapper.alias, None)
+        if pool is not None:
+            pool.dispose()
 
     def physical(self, connection: Any) -> Any:
         # The pool wraps the driver's connection in a new proxy at every checkout.
@@ -59,9 +104,20 @@ class QueuePool(Pool):
         container.clear()
         # Another thread of the parent may have held it.
         type(container).lock = Lock()
+        self._lines.clear()
         for wrapper in _registry.wrappers():
             # At the child's end the proxies of SQLAlchemy would roll back.
             finalizer = getattr(wrapper.connection, "_finalizer", None)
             if finalizer is not None:
                 finalizer.detach()
         return pools
+
+
+def _is_full(pool: Any) -> bool:
+    most_over = pool._max_overflow
+    return bool(most_over >= 0 and pool.checkedout() >= pool.size() + most_over)
+
+
+def _call_first(line: deque[Any]) -> None:
+    with suppress(IndexError, RuntimeError):  # nobody waits, or it was called already
+        line[0].release()

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from . import _registry
-from ._lease import Hold
 
 if TYPE_CHECKING:
     from ._checkin import Checkin
+    from ._checkout import Checkout
 
 logger = logging.getLogger("django_pg_real_pool")
 
@@ -30,7 +30,7 @@ INTERVAL = 0.5
 _tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
 _lock = threading.Lock()
 _thread: threading.Thread | None = None
-#: Leases that nobody could end any more at the last look, told apart by when they began.
+#: Leases that had no hold at the last look, told apart by when they began.
 _lost: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
 
@@ -133,11 +133,8 @@ def _give_back(wrapper: Checkin, why: str) -> None:
         wrapper._lease_lock.release()
 
 
-def _look_for_loss(wrapper: Checkin) -> None:
-    """End a lease that nobody can end, seen twice: its thread was interrupted at the end.
-
-    A cursor that was lost without an exception is usually found by the wrapper itself.
-    """
+def _look_for_loss(wrapper: Checkout) -> None:
+    """End a lease without a hold, seen twice: its thread was interrupted at the end."""
     since = wrapper._lease.since
     if not _is_lost(wrapper):
         _lost.pop(wrapper, None)
@@ -151,9 +148,5 @@ def _look_for_loss(wrapper: Checkin) -> None:
             wrapper._lease_lock.release()
 
 
-def _is_lost(wrapper: Checkin) -> bool:
-    lease = wrapper._lease
-    if wrapper.connection is None or wrapper._setting_up:
-        return False
-    cursors = lease.holds.get(Hold.CURSOR, {})
-    return len(lease.holds) == bool(cursors) and len(list(lease.lost())) == len(cursors)
+def _is_lost(wrapper: Checkout) -> bool:
+    return not (wrapper.connection is None or wrapper._setting_up or wrapper._lease.holds)

@@ -104,6 +104,10 @@ _SUSPECT = re.compile(
     + r")(?!\w)|pg_temp|u&",
     re.IGNORECASE,
 )
+#: The same, quicker and not so exact.
+_SUSPECT_WORDS = {*FIRST_WORDS, *FUNCTIONS, *TEMPORARY, "hold", "do", SETTINGS_VIEW}
+_WORD = re.compile(r"[a-z_]\w*", re.ASCII)
+_ANYWHERE = re.compile(r"pg_temp|u&")
 #: The same in a string that is code, or may be.
 _SUSPECT_CODE = re.compile(_SUSPECT.pattern + r"|execute|\\", re.IGNORECASE)
 _SUSPECT_CALL = re.compile(r"(?<![^\W_])(" + "|".join(FUNCTIONS) + r")\W*\(", re.IGNORECASE)
@@ -180,70 +184,77 @@ def _analyse(sql: str) -> str | None:
     folded = sql.lower()
     if not any(trace in folded for trace in _TRACES):
         return None
+    if _SUSPECT_WORDS.isdisjoint(_WORD.findall(folded)) and not _ANYWHERE.search(folded):
+        return None
     suspect = _SUSPECT.search(sql)
     if suspect is None:
         return None
+    changes: list[str] = []
     try:
-        tokens = list(_tokens(sql))
+        statement: list[Token] = []
+        for token in [*_tokens(sql), Token("other", ";")]:
+            if token.text == ";" and token.kind == "other":
+                changes += _changes_by(statement)
+                statement = []
+            else:
+                statement.append(token)
     except _Unclear:
-        return f"unclear statement with {suspect.group()!r}"
-    statement: list[Token] = []
-    for token in [*tokens, Token("other", ";")]:
-        if token.text == ";" and token.kind == "other":
-            change = _change_by(statement)
-            if change is not None:
-                return change
-            statement = []
-        else:
-            statement.append(token)
-    return None
+        changes = [f"unclear statement with {suspect.group()!r}", *_beyond_reset_in(sql)]
+    # Of several, that which decides how the session must be cleaned.
+    changes.sort(key=lambda change: change not in BEYOND_RESET)
+    return changes[0] if changes else None
 
 
-def _change_by(statement: list[Token]) -> str | None:
-    """Return what one statement changes.  The rules are in the tables above."""
+def _changes_by(statement: list[Token]) -> Iterator[str]:
+    """Yield what one statement changes.  The rules are in the tables above."""
     words = [token.text if token.kind == "word" else "" for token in statement]
     first, second, *_ = [*words, "", ""]
     if first in FIRST_WORDS and (
         (first, second) not in HARMLESS
-        or any(t.text in AFTER_A_NAME for t in statement[2:3])
+        or any(token.text in AFTER_A_NAME for token in statement[2:3])
     ):
-        return FIRST_WORDS[first]
+        yield FIRST_WORDS[first]
     for position, token in enumerate(statement):
         text = token.text
         if token.kind in _STRINGS:
-            change = _change_by_string(words, text)
-            if change is not None:
-                return change
+            yield from _changes_by_string(words, text)
         elif token.kind not in ("word", "name"):
             continue
         elif text in FUNCTIONS and _follows(statement, position, "("):
             if text != "set_config" or not _is_local(statement, position + 2):
-                return FUNCTIONS[text]
+                yield FUNCTIONS[text]
         elif text.startswith(TEMPORARY_SCHEMA):
-            return "temporary object"
+            yield "temporary object"
         elif text == SETTINGS_VIEW and "update" in words:
-            return "UPDATE pg_settings"
+            yield "UPDATE pg_settings"
         elif (
             text in TEMPORARY and token.kind == "word" and _makes_temporary(words, position)
         ):
-            return "temporary object"
+            yield "temporary object"
         elif text == "hold" and first == "declare" and words[position - 1] == "with":
-            return "cursor WITH HOLD"
-    return None
+            yield "cursor WITH HOLD"
 
 
-def _change_by_string(words: list[str], text: str) -> str | None:
-    """Return what a string changes if the server runs it, as a part of a statement."""
+def _changes_by_string(words: list[str], text: str) -> Iterator[str]:
+    """Yield what a string changes if the server runs it, as a part of a statement."""
     if words[0] == "do":
-        return "DO block" if _SUSPECT_CODE.search(text) else None
-    if TEMPORARY_SCHEMA in text.lower():
-        return "temporary object"
-    call = _SUSPECT_CALL.search(text)
-    if call is None or (
-        words[0] == "create" and ("function" in words[1:4] or "procedure" in words[1:4])
-    ):
-        return None  # nothing, or the body of something that will run at another time
-    return FUNCTIONS[call[1].lower()]
+        if _SUSPECT_CODE.search(text):
+            yield "DO block"
+            yield from _beyond_reset_in(text)
+    elif TEMPORARY_SCHEMA in text.lower():
+        yield "temporary object"
+    elif words[0] != "create" or not {"function", "procedure"}.intersection(words[1:4]):
+        # Otherwise it is the body of something that will run at another time.
+        for call in _SUSPECT_CALL.findall(text):
+            yield FUNCTIONS[call.lower()]
+
+
+def _beyond_reset_in(code: str) -> Iterator[str]:
+    """Yield what `code`, of which only the words are known, may change beyond a reset."""
+    known = {**FIRST_WORDS, **FUNCTIONS}
+    for word in _WORD.findall(code.lower()):
+        if known.get(word) in BEYOND_RESET:
+            yield known[word]
 
 
 def _follows(statement: list[Token], position: int, text: str) -> bool:

@@ -38,6 +38,27 @@ class LeaseState(_Base):
     _hooks: ClassVar[Hooks]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._init_lease()
+        super().__init__(*args, **kwargs)
+        _registry.add(self)  # type: ignore[arg-type]  # all are, in the end
+
+    def __copy__(self) -> Any:
+        """Return a wrapper that has no lease, and is in no block of this one's.
+
+        With the lease shared, the end of the copy would be the end of the lease.
+        """
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))
+        copied._init_lease()
+        if self._releasing is False:  # as stock: they share the connection
+            copied._releasing = False
+        else:
+            copied.connection = None
+            copied._reset_transaction_state()
+        _registry.add(copied)  # type: ignore[arg-type]
+        return copied
+
+    def _init_lease(self) -> None:
         #: Why this wrapper has a connection now.
         self._lease = Lease()
         #: Guards the lease where threads share the wrapper; reentrant because setting
@@ -47,6 +68,8 @@ class LeaseState(_Base):
         #: first use and after close(), then True; False for an alias without a pool.
         self._releasing: bool | None = None
         self._options = ReleaseOptions()
+        #: Whether to note where cursors are opened.
+        self._records_origins = False
         #: Above 0 while a connection that has no hold yet must stay.
         self._setting_up = 0
         #: Whether connection_created was sent since close().
@@ -57,6 +80,8 @@ class LeaseState(_Base):
         self._ending_lease = False
         #: Whether somebody may have changed the session during this lease.
         self._is_dirty = False
+        #: Whether they changed what no reset brings back.
+        self._is_beyond_reset = False
         #: Savepoints of open blocks that wait for a connection, each with the execute
         #: wrappers of its moment.  Empty while there is a lease.
         self._unsent_savepoints: list[tuple[str, list[Any]]] = []
@@ -71,8 +96,6 @@ class LeaseState(_Base):
         self._pool_stand_in: Any = None
         #: The thread that began the session.
         self._owner: Thread | None = None
-        super().__init__(*args, **kwargs)
-        _registry.add(self)  # type: ignore[arg-type]  # all are, in the end
 
     def _end_session(self) -> None:
         """Forget what outlives a lease; what comes next begins anew."""

@@ -118,6 +118,16 @@ class ConnectionReleaseMixin(Checkout):
             finally:
                 self._end_session()
 
+    def close_pool(self) -> None:
+        """Close the alias's pool; the next checkout opens another.
+
+        Django asks for it before it clones or drops a database.
+        """
+        self._hooks.pool.close(self)
+        close_pool_of_base = getattr(super(), "close_pool", None)
+        if close_pool_of_base is not None:
+            close_pool_of_base()
+
     @async_unsafe
     def close_if_unusable_or_obsolete(self) -> None:
         if self._releasing and self.connection is None:

@@ -56,18 +56,19 @@ class _Rotating:
         self._pool = pool
         self._alias = alias
         self._last: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-        #: Only one thread at a time may hold one connection and wait for another.
-        self._swapping = Lock()
+        #: Only one thread at a time may hold one connection and wait for another, and
+        #: nobody may wait for this with a connection that the former waits for.
+        self._checking_out = Lock()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pool, name)
 
     def checkout(self, wrapper: Any) -> Any:
-        connection = self._pool.checkout(wrapper)
         if wrapper.alias != self._alias:
-            return connection
-        if id(self._pool.physical(connection)) == self._last.get(wrapper):
-            with self._swapping:
+            return self._pool.checkout(wrapper)
+        with self._checking_out:
+            connection = self._pool.checkout(wrapper)
+            if id(self._pool.physical(connection)) == self._last.get(wrapper):
                 same = connection
                 try:
                     connection = self._pool.checkout(wrapper)
@@ -75,8 +76,8 @@ class _Rotating:
                     wrapper.connection = same
                     self._pool.checkin(wrapper)
                     wrapper.connection = None
-        self._last[wrapper] = id(self._pool.physical(connection))
-        return connection
+            self._last[wrapper] = id(self._pool.physical(connection))
+            return connection
 
 
 @contextmanager
