@@ -86,7 +86,7 @@ class Checkin(LeaseState):
                 super().close()
             elif hooks.close:
                 self._ending_lease = True
-                super().close()  # the base's; arrives at DjangoFloor.close()
+                self.close()  # passes every override; arrives at DjangoFloor.close()
             else:
                 hooks.pool.checkin(self)
         finally:

@@ -70,7 +70,8 @@ class Checkout(Holding):
         """Begin a lease that has no hold yet.  When it raises, there is none."""
         try:
             if (
-                type(self).ensure_connection is _ENSURE_CONNECTION
+                not self._hooks.connect
+                and type(self).ensure_connection is _ENSURE_CONNECTION
                 and _REPLACEABLE.isdisjoint(self.__dict__)
                 and not self.closed_in_transaction
             ):
@@ -94,7 +95,7 @@ class Checkout(Holding):
         self._checking_out = True
         self._setting_up += 1
         try:
-            super().ensure_connection()
+            self.ensure_connection()
         except BaseException:
             self._close_lease()
             raise
@@ -208,19 +209,19 @@ class Checkout(Holding):
     def _send_savepoints(self) -> None:
         """Send the savepoints of the open blocks, as they would have been sent."""
         unsent, self._unsent_savepoints = self._unsent_savepoints, []
-        for sid, wrappers in unsent:
-            raw = self.create_cursor()
-            execute = partial(_execute, raw)
-            for wrapper in reversed(wrappers):
-                execute = partial(wrapper, execute)
-            context = {"connection": self, "cursor": super().make_cursor(raw)}
-            try:
-                execute(self.ops.savepoint_create_sql(sid), None, False, context)
-            except BaseException:
-                self._unsent_savepoints = unsent
-                raise
-            finally:
-                raw.close()
+        try:
+            for sid, wrappers in unsent:
+                # With a cursor as any other: what a base does when it makes one (a SET,
+                # say) comes before the savepoint, as in stock, and survives it.
+                with self.cursor() as cursor:
+                    execute = partial(_execute, cursor.cursor)
+                    for wrapper in reversed(wrappers):
+                        execute = partial(wrapper, execute)
+                    context = {"connection": self, "cursor": cursor}
+                    execute(self.ops.savepoint_create_sql(sid), None, False, context)
+        except BaseException:
+            self._unsent_savepoints = unsent
+            raise
 
     def _pin(self, token: Hashable, trusted: bool = False) -> None:
         """Hold the lease until `_unpin(token)`; check a connection out if need be.

@@ -27,6 +27,29 @@ class AutoConnectionReleaseCursor(_Base):
     cursor whose lease has ended already changes nothing.
     """
 
+    # ##### When a statement is interrupted #####
+
+    # Django closes its cursor when execute() raises an Exception.  After anything else,
+    # a KeyboardInterrupt or a time limit, it would be dropped, and hold its lease.
+
+    def execute(self, sql: Any, params: Any = None) -> Any:
+        try:
+            return super().execute(sql, params)
+        except Exception:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def executemany(self, sql: Any, param_list: Any) -> Any:
+        try:
+            return super().executemany(sql, param_list)
+        except Exception:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
     # ##### Before a statement is sent: does it change the session? #####
 
     # Django's execute() and executemany() call these two last, so the text is what the

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ._cursor import AutoConnectionReleaseCursor
 from ._lease import Hold
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class DjangoFloor(_Base):
     def close(self) -> None:
         if self._ending_lease:
             self._hooks.pool.checkin(self)
+            self.connection = None
         else:
             super().close()
 
@@ -51,12 +53,15 @@ class DjangoFloor(_Base):
                     self._checkout()
                 else:
                     if self._closed_elsewhere or Hold.CURSOR in self._lease.holds:
-                        self._reclaim_cursors()
+                        self._warn_of(self._reclaim_cursors())
                     self.close_if_health_check_failed()
                     if self.connection is None:
                         self._checkout()
                 with self.wrap_database_errors:
                     cursor = self._prepare_cursor(self.create_cursor(name))
+                    if not isinstance(cursor, AutoConnectionReleaseCursor):
+                        # A subclass of this class makes cursors of its own.
+                        cursor = self._hold_for(cursor)
             except BaseException:
                 self._settle()
                 raise
@@ -76,24 +81,32 @@ class DjangoFloor(_Base):
         autocommit: bool,
         force_begin_transaction_with_broken_autocommit: bool = False,
     ) -> None:
+        self.validate_no_atomic_block()
         if not (self._releasing or self._begin()):
             super().set_autocommit(
                 autocommit, force_begin_transaction_with_broken_autocommit
             )
             return
-        self.validate_no_atomic_block()
+        with self._lease_lock:
+            # Before anything is switched: a dropped cursor's warning may be an error.
+            self._settle()
         leaving_atomic = autocommit and self._autocommit_off_by_atomic
         # Only Atomic.__enter__() asks to force the BEGIN.
         self._autocommit_off_by_atomic = force_begin_transaction_with_broken_autocommit
         if self.connection is None:
             self._set_autocommit_unleased(autocommit)
             return
+        callbacks = self.run_on_commit
         try:
             super().set_autocommit(
                 autocommit, force_begin_transaction_with_broken_autocommit
             )
         except BaseException:
-            if leaving_atomic and not self.autocommit:
+            if (
+                leaving_atomic
+                and not self.autocommit
+                and self.run_on_commit is callbacks  # so none of them has run, or raised
+            ):
                 # COMMIT or ROLLBACK was interrupted, so the connection is still in the
                 # transaction that this block leaves: nobody will end it but the pool.
                 self.close()
@@ -103,6 +116,8 @@ class DjangoFloor(_Base):
 
     def _set_autocommit_unleased(self, autocommit: bool) -> None:
         """Note the mode for the next checkout; the rest as stock."""
+        # savepoint() by hand, outside a block: of a transaction that never began.
+        self._unsent_savepoints.clear()
         if not autocommit:
             self._log_unsent("BEGIN")
         self.autocommit = autocommit
@@ -126,6 +141,7 @@ class DjangoFloor(_Base):
 
     def _savepoint(self, sid: str) -> None:
         if self.connection is None and self._releasing:
+            self.validate_no_broken_transaction()
             self._log_unsent(self.ops.savepoint_create_sql(sid))
             self._unsent_savepoints.append((sid, list(self.execute_wrappers)))
         else:
@@ -136,6 +152,7 @@ class DjangoFloor(_Base):
         if position is None:
             super()._savepoint_rollback(sid)
         else:
+            self.validate_no_broken_transaction()
             self._log_unsent(self.ops.savepoint_rollback_sql(sid))
             del self._unsent_savepoints[position + 1 :]
 
@@ -144,6 +161,7 @@ class DjangoFloor(_Base):
         if position is None:
             super()._savepoint_commit(sid)
         else:
+            self.validate_no_broken_transaction()
             self._log_unsent(self.ops.savepoint_commit_sql(sid))
             del self._unsent_savepoints[position:]
 

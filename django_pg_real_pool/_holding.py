@@ -58,7 +58,8 @@ class Holding(Checkin):
             self._closed_elsewhere.append((who, find))
             return
         with self._lease_lock:
-            self._portals.pop(who, None)
+            if self._portals.pop(who, None) is not None:
+                self._detach(raw)  # closed as it is, execute() would send CLOSE
             self._lease.happened(Event.CURSOR_CLOSED, who)
             self._settle()
 
@@ -89,9 +90,9 @@ class Holding(Checkin):
         """Bring the holds up to date with the connection; release if none is left."""
         if self.connection is None or self._setting_up or not self._releasing:
             return
-        lease = self._lease
+        lease, lost = self._lease, []
         if self._closed_elsewhere or Hold.CURSOR in lease.holds:
-            self._reclaim_cursors()
+            lost = self._reclaim_cursors()
         if self._hooks.driver.in_transaction(self.connection, self.autocommit):
             if Hold.TRANSACTION not in lease.holds:
                 lease.happened(Event.TRANSACTION_BEGAN)
@@ -101,10 +102,15 @@ class Holding(Checkin):
             lease.happened(Event.TRANSACTION_ENDED)
         if not lease.holds:
             self._end_lease()
+        self._warn_of(lost)
 
-    def _reclaim_cursors(self) -> None:
-        """End the holds of cursors that were dropped, or closed where it was unsafe."""
-        lease = self._lease
+    def _reclaim_cursors(self) -> list[str]:
+        """End the holds of cursors that were dropped, or closed where it was unsafe.
+
+        Return a message for each that was dropped, for `_warn_of`: last of all, because
+        a warning may be an error.
+        """
+        lease, lost = self._lease, []
         while self._closed_elsewhere:
             who, find = self._closed_elsewhere.pop()
             if find is not None and lease.holds.get(Hold.CURSOR, {}).get(who) is find:
@@ -118,11 +124,17 @@ class Holding(Checkin):
                 "which kept its connection until now"
                 + (f"; it was opened at {origin}" if origin else "")
             )
-            if warns_of_unclosed_cursors():
-                logger.warning("%s", message)
             if who in self._portals:
                 self._close_portal(self._portals.pop(who))
-            warnings.warn(message, ResourceWarning, stacklevel=3)
+            lost.append(message)
+        return lost
+
+    def _warn_of(self, lost: list[str]) -> None:
+        for message in lost:
+            if warns_of_unclosed_cursors():
+                logger.warning("%s", message)
+        for message in lost:
+            warnings.warn(message, ResourceWarning, stacklevel=4)
 
 
 def _same(thing: Any) -> Any:

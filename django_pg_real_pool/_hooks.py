@@ -26,14 +26,15 @@ OURS = __name__.partition(".")[0]
 class Hooks:
     """What a wrapper class needs at a checkout and at a checkin."""
 
-    #: The base has a `connect()`, `close()`, `_cursor()` of its own: go through it.
+    #: There is a `connect()` or `close()` that is neither Django's nor ours: go
+    #: through it.
     connect: bool
     close: bool
+    #: A base's own `_cursor()` is what a call of it reaches first.
     cursor: bool
     #: A base's `init_connection_state()` must run at every checkout, because it may
     #: keep on the wrapper what it learns of the connection.
     init_every_time: bool
-    #: The base's own cursors are Django's plain ones, so they can be made directly.
     pool: Pool
     driver: Driver
 
@@ -50,12 +51,22 @@ def is_known(cls: type | None) -> bool:
     return cls is not None and cls.__module__.partition(".")[0] in KNOWN
 
 
+def _is_of_base(cls: type, name: str) -> bool:
+    """Return whether a call of `name` reaches a class beneath our upper layer first.
+
+    Not Django's own class; and not a subclass of a class that was made.
+    """
+    first = next(each for each in cls.__mro__ if name in vars(each))
+    ours = [each for each in cls.__mro__ if each.__module__.partition(".")[0] == OURS]
+    return first not in ours and cls.__mro__.index(first) > cls.__mro__.index(ours[0])
+
+
 def read(cls: Any) -> Hooks:
     """Return the hooks of a wrapper class, which may be the base or made from it."""
     return Hooks(
         connect=definer(cls, "connect") is not BaseDatabaseWrapper,
         close=definer(cls, "close") is not BaseDatabaseWrapper,
-        cursor=definer(cls, "_cursor") is not BaseDatabaseWrapper,
+        cursor=_is_of_base(cls, "_cursor"),
         init_every_time=not is_known(definer(cls, "init_connection_state")),
         pool=_pool_for(cls),
         driver=driver_for(cls.Database),

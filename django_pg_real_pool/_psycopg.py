@@ -144,13 +144,17 @@ class Psycopg(Driver):
     # ##### Cursors #####
 
     def detach(self, cursor: Any) -> None:
-        if getattr(cursor, "name", None):
-            # A portal lives in the server's session: end it while it is still ours.
-            cursor.close()
-        else:
-            # The rows that it fetched stay readable, so it is cut off, not closed.
-            kind: Any = type(cursor)
-            cursor.__class__ = _cut_off(kind, "its connection was released by close()")
+        kind: Any = type(cursor)
+        has_portal = bool(getattr(cursor, "name", None))
+        try:
+            if has_portal:
+                # It lives in the server's session: end it while that is still ours.
+                cursor.close()
+        finally:
+            # The rows that it fetched stay readable, so a cursor is cut off, not closed.
+            # One with a portal as well: psycopg's execute() sends CLOSE, then refuses.
+            reason = "its connection was released"
+            cursor.__class__ = _cut_off(kind, reason, has_portal)
 
     def abandon(self, cursor: Any) -> None:
         kind: Any = type(cursor)
@@ -158,10 +162,9 @@ class Psycopg(Driver):
         cursor.__class__ = _cut_off(kind, "it is of the parent process", has_portal)
 
     def close_portal(self, connection: Any, name: str) -> None:
-        from psycopg import sql
-
-        with connection.cursor() as cursor:
-            cursor.execute(sql.SQL("CLOSE {}").format(sql.Identifier(name)))
+        # psycopg's own way: it looks whether the portal is still there, leaves a failed
+        # transaction alone, and begins none where autocommit is off.
+        connection.cursor(name, withhold=True).close()
 
 
 def _client_side(physical: Any) -> tuple[Any, ...] | None:

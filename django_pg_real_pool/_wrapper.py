@@ -41,6 +41,8 @@ class ConnectionReleaseMixin(Checkout):
             cls.__bases__ = (*cls.__bases__, DjangoFloor)
         cls._hooks = _hooks.read(cls)
         _fork.pools_in_use.add(cls._hooks.pool)
+        if cls._hooks.cursor:
+            cls._cursor = _guarded_cursor  # type: ignore[assignment, method-assign]
         validation_class: Any = cls.validation_class
         cls.validation_class = validation_class_for(validation_class)
         if cls.SchemaEditorClass is not None:
@@ -102,7 +104,7 @@ class ConnectionReleaseMixin(Checkout):
         A cursor that is open still is cut off: executing on it raises InterfaceError,
         rows that were fetched already stay readable.
         """
-        if not self._releasing:
+        if self._ending_lease or not self._releasing:
             super().close()
             return
         self.validate_thread_sharing()
@@ -111,7 +113,7 @@ class ConnectionReleaseMixin(Checkout):
                 if self.connection is not None:
                     self._close_lease(as_stock=True)
                 else:
-                    self.run_on_commit = []
+                    super().close()
                     if self.in_atomic_block:
                         self.closed_in_transaction = True
                         self.needs_rollback = True
@@ -143,7 +145,12 @@ class ConnectionReleaseMixin(Checkout):
             # With a CONN_MAX_AGE stock keeps the connection, but the session of one
             # request is none of the next one's.
             self.close()
-        if self.closed_in_transaction and self.in_atomic_block and not self.atomic_blocks:
+        if (
+            self._releasing is not False
+            and self.closed_in_transaction
+            and self.in_atomic_block
+            and not self.atomic_blocks
+        ):
             # Closed in a block that was entered with autocommit off: stock's wrapper is
             # of no use from then on.  The block is left, so this one begins anew.
             self.in_atomic_block = self.closed_in_transaction = False
@@ -182,6 +189,11 @@ class ConnectionReleaseMixin(Checkout):
         # As stock does next; but what is refused must not be taken for an end.
         self.validate_thread_sharing()
         self.validate_no_atomic_block()
+        if Hold.CONNECT in self._lease.holds:
+            # It ends with the transaction, of which no cursor may have told: savepoints
+            # and is_usable() begin one, too.
+            with self._lease_lock:
+                self._settle()
 
     def _transaction_ended(self) -> None:
         # Before set_autocommit(True), hence before the callbacks of on_commit() run.
@@ -198,3 +210,16 @@ class ConnectionReleaseMixin(Checkout):
     def make_debug_cursor(self, cursor: Any) -> Any:
         made = super().make_debug_cursor(cursor)
         return self._hold_for(made) if self._releasing else made
+
+
+def _guarded_cursor(self: ConnectionReleaseMixin, name: str | None = None) -> Any:
+    """Stands above a base's own `_cursor()`, which may raise when it has a cursor."""
+    before = set(self._lease.holds.get(Hold.CURSOR, ()))
+    try:
+        return super(ConnectionReleaseMixin, self)._cursor(name)
+    except BaseException:
+        with self._lease_lock:
+            for who in set(self._lease.holds.get(Hold.CURSOR, ())) - before:
+                self._lease.happened(Event.CURSOR_CLOSED, who)
+            self._settle()
+        raise
