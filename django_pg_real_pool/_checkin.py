@@ -67,6 +67,7 @@ class Checkin(LeaseState):
     def _check_in(self, discard: bool = False, as_stock: bool = False) -> None:
         hooks = self._hooks
         ident = get_ident()
+        self._is_given_back = False
         # Whatever is thrown into this thread from here on, the connection is not kept,
         # nor given to anybody before it is clean.
         try:
@@ -88,7 +89,14 @@ class Checkin(LeaseState):
                 self._ending_lease = True
                 self.close()  # passes every override; arrives at DjangoFloor.close()
             else:
+                self._is_given_back = True
                 hooks.pool.checkin(self)
+        except BaseException:
+            if not self._is_given_back:
+                # Interrupted, or an override raised, before the pool had it.
+                hooks.pool.discard(self)
+                hooks.pool.checkin(self)
+            raise
         finally:
             self._ending_lease = self._is_dirty = self._is_beyond_reset = False
             self.connection = None

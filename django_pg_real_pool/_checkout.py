@@ -29,7 +29,9 @@ logger = logging.getLogger("django_pg_real_pool")
 
 
 #: What Django's own checkout consists of, to see whether somebody has replaced it.
-_ENSURE_CONNECTION = BaseDatabaseWrapper.ensure_connection
+_ENSURE_CONNECTION: Any = BaseDatabaseWrapper.ensure_connection
+if _ENSURE_CONNECTION.__module__ != BaseDatabaseWrapper.__module__:
+    _ENSURE_CONNECTION = None  # a test runner was here before us: never take it for it
 _REPLACEABLE = frozenset({"connect", "ensure_connection"})
 
 
@@ -48,8 +50,8 @@ class Checkout(Holding):
             super().ensure_connection()  # raises
         self._options = ReleaseOptions.read(self.settings_dict, self.alias)
         self._records_origins = self._options.track_origins or warns_of_unclosed_cursors()
-        self._releasing = self._hooks.pool.releases(self)
-        if not self._releasing:
+        if not self._hooks.pool.releases(self):
+            self._releasing = False
             return False
         self._owner = current_thread()
         _reaper.start()
@@ -62,6 +64,7 @@ class Checkout(Holding):
         self.closed_in_transaction = False
         self.errors_occurred = False
         self.health_check_done = True
+        self._releasing = True  # last, so that an interruption leaves nothing half done
         if not self.autocommit:
             self._log_unsent("BEGIN")
         return True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ._cursor import AutoConnectionReleaseCursor
-from ._lease import Hold
+from ._lease import Event, Hold
 
 if TYPE_CHECKING:
     from ._checkout import Checkout as _Base
@@ -34,6 +34,7 @@ class DjangoFloor(_Base):
             super().connect()
 
     def close(self) -> None:
+        self._is_given_back = True
         if self._ending_lease:
             self._hooks.pool.checkin(self)
             self.connection = None
@@ -54,9 +55,7 @@ class DjangoFloor(_Base):
                 else:
                     if self._closed_elsewhere or Hold.CURSOR in self._lease.holds:
                         self._warn_of(self._reclaim_cursors())
-                    self.close_if_health_check_failed()
-                    if self.connection is None:
-                        self._checkout()
+                    self._replace_if_health_check_failed()
                 with self.wrap_database_errors:
                     cursor = self._prepare_cursor(self.create_cursor(name))
                     if not isinstance(cursor, AutoConnectionReleaseCursor):
@@ -68,6 +67,16 @@ class DjangoFloor(_Base):
             if name is not None:
                 self._portals[id(cursor.cursor)] = name
             return cursor
+
+    def _replace_if_health_check_failed(self) -> None:
+        pins = list(self._lease.holds.get(Hold.PIN, ()))
+        self.close_if_health_check_failed()
+        if self.connection is None:
+            # It did fail, and close() was the end of all holds; but nobody left a pin.
+            self._begin()
+            self._checkout()
+            for token in pins:
+                self._lease.happened(Event.PIN_ENTERED, token)
 
     # ##### Transactions #####
 

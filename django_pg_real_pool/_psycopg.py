@@ -153,7 +153,7 @@ class Psycopg(Driver):
         finally:
             # The rows that it fetched stay readable, so a cursor is cut off, not closed.
             # One with a portal as well: psycopg's execute() sends CLOSE, then refuses.
-            reason = "its connection was released"
+            reason = "its connection was released by close()"
             cursor.__class__ = _cut_off(kind, reason, has_portal)
 
     def abandon(self, cursor: Any) -> None:

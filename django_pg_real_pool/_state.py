@@ -78,6 +78,8 @@ class LeaseState(_Base):
         self._checking_out = False
         #: True while the base's close() runs to end a lease and not a session.
         self._ending_lease = False
+        #: Whether the connection that is being given back has reached the pool.
+        self._is_given_back = False
         #: Whether somebody may have changed the session during this lease.
         self._is_dirty = False
         #: Whether they changed what no reset brings back.
