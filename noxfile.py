@@ -1,0 +1,298 @@
+# /// script
+# dependencies = ["nox>=2025.11.12"]
+# ///
+"""Everything that is run on this project: `nox -l` lists it, `nox -s NAME` runs it.
+
+Sessions that test install the package as a wheel, as a user would, and never look at
+the checkout's `django_pg_real_pool/`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from glob import glob
+from pathlib import Path
+
+import nox
+from packaging.requirements import Requirement
+
+nox.needs_version = ">=2025.11.12"
+nox.options.sessions = ["lint", "types", "tests"]
+# A Python that is not on this machine is skipped, by name, rather than downloaded.
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+#: Each supported Django, oldest first, with the Pythons that it runs on.
+MATRIX: dict[str, list[str]] = PYPROJECT["tool"]["django-pg-real-pool"]["matrix"]
+PAIRS = [(django, python) for django in MATRIX for python in MATRIX[django]]
+
+WHEEL = [
+    "django_pg_real_pool/__init__.py",
+    "django_pg_real_pool/_api.py",
+    "django_pg_real_pool/_checkin.py",
+    "django_pg_real_pool/_checkout.py",
+    "django_pg_real_pool/_checks.py",
+    "django_pg_real_pool/_cursor.py",
+    "django_pg_real_pool/_django.py",
+    "django_pg_real_pool/_drivers.py",
+    "django_pg_real_pool/_factory.py",
+    "django_pg_real_pool/_floor.py",
+    "django_pg_real_pool/_fork.py",
+    "django_pg_real_pool/_holding.py",
+    "django_pg_real_pool/_hooks.py",
+    "django_pg_real_pool/_lease.py",
+    "django_pg_real_pool/_native_pool.py",
+    "django_pg_real_pool/_origins.py",
+    "django_pg_real_pool/_pools.py",
+    "django_pg_real_pool/_psycopg.py",
+    "django_pg_real_pool/_queue_pool.py",
+    "django_pg_real_pool/_reaper.py",
+    "django_pg_real_pool/_registry.py",
+    "django_pg_real_pool/_schema.py",
+    "django_pg_real_pool/_session.py",
+    "django_pg_real_pool/_settings.py",
+    "django_pg_real_pool/_state.py",
+    "django_pg_real_pool/_status.py",
+    "django_pg_real_pool/_wrapper.py",
+    "django_pg_real_pool/base.py",
+    "django_pg_real_pool/dj_db_conn_pool/__init__.py",
+    "django_pg_real_pool/dj_db_conn_pool/base.py",
+    "django_pg_real_pool/py.typed",
+    "django_pg_real_pool/testing.py",
+    "METADATA",
+    "RECORD",
+    "WHEEL",
+    "licenses/LICENSE",
+]
+SDIST = [
+    ".gitignore",
+    "LICENSE",
+    "PKG-INFO",
+    "README.md",
+    "django_pg_real_pool",
+    "docs",
+    "noxfile.py",
+    "pyproject.toml",
+    "tests",
+]
+
+
+# ##### See it #####
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Show what it is for: stock and ours under the same load.  Takes `--seconds N`."""
+    install(session, "demo")
+    output = Path("build", "demo").absolute()
+    session.chdir("tests")
+    session.run("python", "-m", "demo", "--output", str(output), *session.posargs)
+
+
+# ##### Test it #####
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Test all engines on this Python and the newest Django that it can run."""
+    python = python_of(session)
+    newest = [django for django in MATRIX if python in MATRIX[django]][-1:]
+    install(session, "test", pins=[f"django=={django}.*" for django in newest])
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("django,python", PAIRS)
+def matrix(session: nox.Session, django: str) -> None:
+    """Test all engines on each supported pair of Python and Django."""
+    install(session, "test", pins=[f"django=={django}.*"])
+    session.run(
+        "python", "-c", CLASSIFIED, f"Programming Language :: Python :: {session.python}"
+    )
+    session.run("pytest", *session.posargs)
+
+
+#: Fails if Django itself doesn't say that it runs on a Python that we say it runs on.
+CLASSIFIED = """
+import sys
+from importlib.metadata import metadata
+sys.exit(sys.argv[1] not in metadata("django").get_all("Classifier"))
+"""
+
+
+@nox.session(python=PYTHONS[0])
+def minimums(session: nox.Session) -> None:
+    """Test the lowest version that is allowed of each dependency, on the oldest Python."""
+    install(session, "test", pins=lowest_versions())
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(name="property")
+def property_(session: nox.Session) -> None:
+    """Run random programs on stock and on ours, side by side, for a long time."""
+    install(session, "test")
+    session.run(
+        "pytest",
+        "tests/test_differential.py",
+        "--hypothesis-profile=long",
+        *session.posargs,
+    )
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Measure how much of the package the tests run: all lines, all branches."""
+    install(session, "coverage")
+    session.run("coverage", "erase")
+    # By its path: `-m pytest` would put the checkout before the wheel.
+    session.run("coverage", "run", str(Path(session.bin, "pytest")), *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+# `django-suite`, Django's own tests on our engines, goes here.
+
+
+# ##### Check it #####
+
+@nox.session(name="django-suite")
+@nox.parametrize("django", list(MATRIX))
+def django_suite(session: nox.Session, django: str) -> None:
+    """Run Django's own tests on stock and on ours: the verdict is the difference.
+
+    Takes labels, or `--full`; `--engine native|dj`; `--mode django|truncation`.
+    """
+    if python_of(session) not in MATRIX[django]:
+        session.skip(f"it needs another Python: --force-python {MATRIX[django][0]}")
+    install(session, "suite", pins=[f"django=={django}.*"])
+    session.chdir("tests")  # not -m from the checkout, which would come before the wheel
+    session.run("python", "-m", "django_suite.run", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install(*groups("lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the package, the tests and this file, strictly."""
+    session.install(*PYPROJECT["project"]["dependencies"], *groups("types"))
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    install(session, "docs")
+    session.run("sphinx-build", "-EnW", "--keep-going", "docs", "docs/_build/html")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the sdist, and from it the wheel; check what is in them."""
+    session.install(*groups("build"))
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+    (sdist,), (wheel,) = Path("dist").glob("*.tar.gz"), Path("dist").glob("*.whl")
+    session.run("twine", "check", "--strict", str(sdist), str(wheel))
+
+    with tarfile.open(sdist) as archive:
+        top_level = {name.split("/")[1] for name in archive.getnames()}
+    expect(session, sdist, top_level, SDIST)
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name.partition(".dist-info/")[2] or name for name in archive.namelist()}
+    expect(session, wheel, names, WHEEL)
+
+    classifiers = PYPROJECT["project"]["classifiers"]
+    expect(
+        session,
+        "pyproject.toml",
+        {each for each in classifiers if re.search(r"(Django|Python) :: \d+\.", each)},
+        [
+            *(f"Framework :: Django :: {django}" for django in MATRIX),
+            *(f"Programming Language :: Python :: {python}" for _, python in PAIRS),
+        ],
+    )
+
+
+# ##### Helpers #####
+
+
+def groups(*names: str) -> list[str]:
+    return list(nox.project.dependency_groups(PYPROJECT, *names))
+
+
+def install(session: nox.Session, group: str, pins: list[str] | None = None) -> None:
+    """Install this project's wheel, with its extra, and what `group` needs."""
+    session.install(".[dj-db-conn-pool]", *groups(group), *(pins or []))
+    session.env["REAL_POOL_EXPECT_WHEEL"] = "1"
+
+
+def python_of(session: nox.Session) -> str:
+    """Return the session's Python as the matrix writes it, "3.11"."""
+    return str(session.python or f"{sys.version_info.major}.{sys.version_info.minor}")
+
+
+def lowest_versions() -> list[str]:
+    """Return a pin for each dependency, to the version that its `>=` names."""
+    project = PYPROJECT["project"]
+    pins = []
+    for extra in [project["dependencies"], *project["optional-dependencies"].values()]:
+        for requirement in map(Requirement, extra):
+            (lowest,) = (each for each in requirement.specifier if each.operator == ">=")
+            pins.append(f"{requirement.name}=={lowest.version}")
+    return pins
+
+
+def expect(
+    session: nox.Session, file: object, found: set[str], expected: list[str]
+) -> None:
+    """Fail if there is in `file` anything but what is expected, or not all of it."""
+    if missing := sorted(set(expected) - found):
+        session.error(f"{file} lacks: {', '.join(missing)}")
+    if surplus := sorted(found - set(expected)):
+        session.error(f"{file} has, but should not: {', '.join(surplus)}")
+    session.log(f"{file} has what it should, and nothing else.")
+
+
+def find_pyenv_pythons() -> None:
+    """Make usable all that pyenv has installed, not only what it has switched on."""
+    root = os.environ.get("PYENV_ROOT", "")
+    active = os.environ.get("PYENV_VERSION", "")
+    if pyenv := shutil.which("pyenv"):
+
+        def ask(question: str) -> str:
+            ran = subprocess.run(
+                [pyenv, question], capture_output=True, text=True, check=False
+            )
+            return ran.stdout.strip()
+
+        root = root or ask("root")
+        active = active or ask("version-name")
+    if not root:
+        return
+    found = [
+        Path(directory).name
+        for python in PYTHONS
+        for directory in glob(os.path.join(root, "versions", f"{python}.*"))
+    ]
+    os.environ["PYENV_ROOT"] = root
+    os.environ["PYENV_VERSION"] = ":".join(filter(None, [active, *found]))
+
+
+find_pyenv_pythons()
+
+if __name__ == "__main__":
+    nox.main()
