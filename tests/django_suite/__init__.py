@@ -1,0 +1,1 @@
+"""Runs Django's own test suite on an engine and on its stock, and compares the results."""
