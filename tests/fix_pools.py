@@ -42,10 +42,11 @@ def observer() -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def _nothing_leaks() -> Iterator[None]:
     yield
+    wrappers: dict[str, Any] = {alias: connections[alias] for alias in ENGINES}
     held = {
-        alias: connections[alias]._lease
-        for alias in ENGINES
-        if connections[alias].connection is not None
+        alias: each._lease
+        for alias, each in wrappers.items()
+        if each.connection is not None
     }
     for each in connections.all():
         # What a failed test left behind must not fail the next one.

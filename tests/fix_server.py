@@ -12,4 +12,6 @@ os.environ["PGDATABASE"] = DATABASE
 create_database()
 
 with psycopg.connect(autocommit=True) as _connection:
-    _connection.execute("CREATE TABLE item (id serial PRIMARY KEY, name text NOT NULL UNIQUE)")
+    _connection.execute(
+        "CREATE TABLE item (id serial PRIMARY KEY, name text NOT NULL UNIQUE)"
+    )

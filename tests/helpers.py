@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 from django.db import connections
 
 DEADLINE = 10.0
+
+T = TypeVar("T")
 
 
 class Census(NamedTuple):
@@ -21,14 +25,14 @@ class Census(NamedTuple):
 def census(alias: str) -> Census:
     """Count the connections of an alias's pool, asking the pool, not the wrapper."""
     wrapper: Any = connections[alias]
-    if alias.removeprefix("stock_") == "dj":
+    if alias.endswith("dj"):
         from dj_db_conn_pool.core import pool_container
 
         if alias not in pool_container:
             return Census(0, 0)
         pool = pool_container.get(alias)
         return Census(pool.checkedin(), pool.checkedout())
-    if alias.removeprefix("stock_") == "own":
+    if alias.endswith("own"):
         small = wrapper.small_pool
         return Census(len(small.idle), len(small.in_use))
     if alias not in wrapper._connection_pools:
@@ -51,3 +55,86 @@ def backend_pid(alias: str) -> int:
     with connections[alias].cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         return int(cursor.fetchone()[0])
+
+
+def run_in_thread(function: Callable[[], T]) -> T:
+    """Run `function` in a thread of its own, end its connections, return its result."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(DEADLINE)
+    if thread.is_alive():
+        raise AssertionError(f"{function} still runs after {DEADLINE} s")
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+@contextmanager
+def installed(alias: str, wrapper_class: Any, **settings: Any) -> Iterator[Any]:
+    """Let this thread's `connections[alias]` be a new wrapper of `wrapper_class`.
+
+    It has the settings of `alias`, hence its pool, and those given here.
+    """
+    before = connections[alias]
+    before.close()
+    wrapper = wrapper_class({**before.settings_dict, **settings}, alias)
+    connections[alias] = wrapper
+    try:
+        yield wrapper
+    finally:
+        wrapper.in_atomic_block = False
+        try:
+            wrapper.close()
+        finally:
+            connections[alias] = before
+
+
+def forget_pool(alias: str) -> None:
+    """End the pool of `alias`: the next connection is a new one, of a new pool."""
+    wrapper: Any = connections[alias]
+    wrapper.close()
+    if alias.endswith("dj"):
+        from dj_db_conn_pool.core import pool_container
+
+        pool = pool_container.pop(alias, None)
+        if pool is not None:
+            pool.dispose()
+    else:
+        wrapper.close_pool()
+
+
+@contextmanager
+def pool_of_one(alias: str) -> Iterator[None]:
+    """Give `alias` a new pool with room for one connection, for as long as the block.
+
+    Whoever gets a connection then gets that one, so nothing looks right by luck.
+    """
+    wrapper: Any = connections[alias]
+    settings = wrapper.settings_dict
+    before = dict(settings)
+    forget_pool(alias)
+    if alias.endswith("dj"):
+        settings["POOL_OPTIONS"] = {**settings["POOL_OPTIONS"], "POOL_SIZE": 1}
+    elif alias.endswith("own"):
+        wrapper.small_pool.free = threading.BoundedSemaphore(1)
+    else:
+        pool = {**settings["OPTIONS"]["pool"], "min_size": 1, "max_size": 1}
+        settings["OPTIONS"] = {**settings["OPTIONS"], "pool": pool}
+    try:
+        yield
+    finally:
+        forget_pool(alias)
+        settings.update(before)
+        if alias.endswith("own"):
+            del wrapper.pools[alias]

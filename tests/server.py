@@ -48,5 +48,7 @@ def create_database(name: str = DATABASE) -> None:
 
     with psycopg.connect(dbname="postgres", autocommit=True) as connection:
         identifier = sql.Identifier(name)
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
+        connection.execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier)
+        )
         connection.execute(sql.SQL("CREATE DATABASE {}").format(identifier))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Any
+from typing import Any, ClassVar
 
 from django.db.backends.postgresql import base
 from django.db.utils import OperationalError
@@ -23,7 +23,7 @@ class SmallPool:
 class DatabaseWrapper(base.DatabaseWrapper):
     """PostgreSQL with a pool that this library knows nothing of."""
 
-    pools: dict[str, SmallPool] = {}
+    pools: ClassVar[dict[str, SmallPool]] = {}
 
     @property
     def small_pool(self) -> SmallPool:
@@ -50,6 +50,13 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def _close(self) -> None:
         pool, connection = self.small_pool, self.connection
         pool.in_use.remove(connection)
-        connection.rollback()
+        if not connection.closed:
+            connection.rollback()
         pool.idle.append(connection)
         pool.free.release()
+
+    def close_pool(self) -> None:
+        """End the idle connections, as Django asks before it drops a test database."""
+        pool = self.small_pool
+        while pool.idle:
+            pool.idle.pop().close()

@@ -1,0 +1,577 @@
+"""The documentation says what is so: its code runs, its tables are the package's own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error, connections, transaction
+from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
+from django.db.utils import ConnectionHandler
+from helpers import backend_pid, installed, pool_of_one, run_in_thread, wait_until
+from items import Item
+from settings import DATABASES, STOCK_OF
+
+import django_pg_real_pool
+from django_pg_real_pool import (
+    ConnectionHeldError,
+    assert_released,
+    make_release_backend,
+    pin_connection,
+    pool_status,
+    testing,
+)
+from django_pg_real_pool._lease import TABLE, Event, Hold
+from django_pg_real_pool._settings import WARN_UNCLOSED_CURSORS, ReleaseOptions
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which pytest brings along there
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+#: Longer than any page takes, and shorter than a reader's patience.
+PAGE_TIMEOUT = 60
+
+
+def load(name: str) -> Any:
+    """Import a script of the documentation's folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+run_page = load("run_page")
+draw_request = load("draw_request")
+
+PAGES = sorted(
+    page.relative_to(DOCS).as_posix()
+    for page in DOCS.rglob("*.md")
+    if "_build" not in page.parts
+)
+#: Pages with code, of this project's users that is: the others have nothing to run.
+PAGES_WITH_CODE = [
+    page
+    for page in PAGES
+    if {"python", "pycon"} & {block.language for block in run_page.blocks_of(DOCS / page)}
+]
+
+
+def text_of(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def table_of(page: str, *columns: str) -> list[list[str]]:
+    """Return the rows of the one table on a page that has these columns."""
+    lines = text_of(page).splitlines()
+    head = f"| {' | '.join(columns)} |"
+    assert lines.count(head) == 1, f"{page} has no table, or many, with the head {head}"
+    rows = []
+    for line in lines[lines.index(head) + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def wrapper_with(alias: str = "default", **settings: Any) -> Any:
+    """Return a new wrapper, outside of `django.db.connections`."""
+    database = {**DATABASES["native"], **settings}
+    return ConnectionHandler({"default": database, alias: database})[alias]
+
+
+# ##### Code #####
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_CODE)
+def test_the_code_of_a_page_runs_and_prints_what_the_page_says(
+    page: str, tmp_path: Path
+) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", str(DOCS / "run_page.py"), page],
+        cwd=tmp_path,  # not the checkout: what is installed is what is meant
+        capture_output=True,
+        text=True,
+        timeout=PAGE_TIMEOUT,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_says_what_it_is(page: str) -> None:
+    """So that no Python is passed over by the test above because of a typing error."""
+    run, shown = {"python", "pycon"}, {"console", "text"}
+    directives = {"{glossary}", "{raw}", "{py:module}", "{py:function}", "{py:exception}"}
+    languages = {block.language for block in run_page.blocks_of(DOCS / page)}
+    assert languages <= run | shown | directives | {"{py:class}"}
+
+
+def test_the_fixture_for_tests_finds_a_held_connection(tmp_path: Path) -> None:
+    """The page's conftest.py, with tests that are right and one that is not."""
+    blocks = list(run_page.blocks_of(DOCS / "how-to/find-held-connections.md"))
+    run_page.make_project(blocks, tmp_path)
+    (tmp_path / "test_shop.py").write_text(
+        """
+import pytest
+from django.db import connection, transaction
+from django.test import TestCase
+from shop.models import Item
+
+class InATransaction(TestCase):
+    def test_query(self):
+        assert Item.objects.count() == 0
+
+@pytest.mark.django_db
+def test_in_a_transaction():
+    assert Item.objects.count() == 0
+
+@pytest.mark.django_db(transaction=True)
+def test_released():
+    with transaction.atomic():
+        assert Item.objects.count() == 0
+
+@pytest.mark.django_db(transaction=True)
+def test_held():
+    connection.ensure_connection()
+""",
+        encoding="utf-8",
+    )
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "settings"},
+        capture_output=True,
+        text=True,
+        timeout=PAGE_TIMEOUT,
+        check=False,
+    )
+    assert re.search(r"^4 passed, 1 error ", ran.stdout, re.MULTILINE), ran.stdout
+    assert "ERROR test_shop.py::test_held - " in ran.stdout
+    assert "held for alias 'default' by explicit connect" in ran.stdout
+
+
+# ##### When a connection is held #####
+
+HELD = "explanation/when-a-connection-is-held.md"
+
+
+def test_the_table_of_holds_has_each_hold() -> None:
+    rows = table_of(HELD, "hold", "begins", "ends")
+    assert [row[0] for row in rows] == [hold.value for hold in Hold]
+
+
+def test_the_table_of_events_is_the_table_in_the_code() -> None:
+    rows = table_of(HELD, "event", "begins", "ends")
+    documented = {event: (begins, ends) for event, begins, ends in rows}
+    assert documented == {
+        event.value: (
+            transition.begins.value if transition.begins else "",
+            ", ".join(hold.value for hold in transition.ends),
+        )
+        for event, transition in TABLE.items()
+    }
+    assert [row[0] for row in rows] == [event.value for event in Event]
+
+
+def held_in_each_step(alias: str) -> dict[str, bool]:
+    """Run the request of the picture; say in which steps there was a connection."""
+    wrapper = connections[alias]
+    wrapper.close()
+    held: dict[str, bool] = {}
+    items = Item.objects.using(alias)
+
+    def note(step: str) -> None:
+        held[step] = held.get(step, True) and wrapper.connection is not None
+
+    def while_executing(step: str) -> Any:
+        def execute_noting(execute: Callable[..., Any], *arguments: Any) -> Any:
+            note(step)
+            return execute(*arguments)
+
+        return wrapper.execute_wrapper(execute_noting)
+
+    note("routing, session")
+    with while_executing("query"):
+        assert items.count() == 0
+    note("call to an API")
+    with transaction.atomic(alias):
+        note("atomic(): compute")
+        with while_executing("insert, update, COMMIT"):
+            items.create(name=alias)
+            items.update(name=alias.upper())
+        transaction.on_commit(lambda: note("on_commit(): send mail"), using=alias)
+    note("render, send")
+    items.all().delete()
+    wrapper.close()
+    return held
+
+
+def test_the_picture_shows_what_a_request_does(alias: str) -> None:
+    steps = draw_request.STEPS
+    assert held_in_each_step(STOCK_OF[alias]) == {
+        " ".join(step.label): step.stock for step in steps
+    }
+    assert held_in_each_step(alias) == {" ".join(step.label): step.ours for step in steps}
+
+
+def test_the_picture_is_drawn_from_those_steps() -> None:
+    assert draw_request.SVG.read_text(encoding="utf-8") == draw_request.draw()
+
+
+# ##### Reference #####
+
+
+def test_the_api_page_has_each_public_name_with_its_arguments() -> None:
+    page, _, kit = text_of("reference/api.md").partition("## Testing")
+    names = [name for name, _ in signatures(page)]
+    assert sorted(names) == sorted(django_pg_real_pool.__all__)
+    for module, text in ((django_pg_real_pool, page), (testing, kit)):
+        for name, arguments in signatures(text):
+            thing = getattr(module, name)
+            if not arguments:
+                assert isinstance(thing, type)  # not to be called by users
+                continue
+            namespace: dict[str, Any] = {}
+            code = f"from __future__ import annotations\ndef it{arguments}: ..."
+            exec(code, namespace)  # noqa: S102 - of our own page
+            assert defaults(namespace["it"]) == defaults(thing)
+
+
+def signatures(text: str) -> list[tuple[str, str]]:
+    return re.findall(
+        r"^```\{py:(?:function|exception|class)\} (\w+)(?:(\(.*\)).*)?$", text, re.MULTILINE
+    )
+
+
+def defaults(thing: Callable[..., Any]) -> list[tuple[str, Any]]:
+    parameters = inspect.signature(thing).parameters.values()
+    return [(each.name, each.default) for each in parameters]
+
+
+def test_the_settings_page_has_each_option_with_its_default() -> None:
+    """P4: the options of `RELEASE_OPTIONS`."""
+    rows = table_of("reference/settings.md", "key", "default", "meaning")
+    assert {key.strip("`"): default.strip("`") for key, default, _ in rows} == {
+        name.upper(): repr(getattr(default, "value", default))
+        for name, default in vars(ReleaseOptions()).items()
+    }
+
+
+def test_the_settings_page_has_the_defaults_of_the_other_pool() -> None:
+    from dj_db_conn_pool.core import pool_container
+
+    rows = table_of("reference/settings.md", "key", "default")
+    assert {key.strip("`"): default.strip("`") for key, default in rows} == {
+        name.upper(): str(default)
+        for name, default in pool_container.pool_default_params.items()
+    }
+
+
+def test_the_pages_name_the_environment_variable_as_it_is() -> None:
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"\bDJANGO_PG_REAL_POOL_\w+", text_of(page))
+    }
+    assert named == {WARN_UNCLOSED_CURSORS}
+
+
+def test_the_page_of_checks_has_each_check_as_it_is_printed() -> None:
+    on_psycopg2 = wrapper_with()
+    on_psycopg2.Database = types.ModuleType("psycopg2")
+    found = [
+        check
+        for wrapper in (
+            wrapper_with(OPTIONS={}),
+            wrapper_with(CONN_MAX_AGE=60),
+            on_psycopg2,
+            wrapper_with(RELEASE_OPTIONS={"TRACK_ORIGIN": True}),
+        )
+        for check in wrapper.validation.check()
+    ]
+    page = text_of("reference/checks.md")
+    assert [f"## `{check.id}`" for check in found] == re.findall(
+        "^## .*", page, re.MULTILINE
+    )
+    for check in found:
+        assert f"```text\n{check}\n```\n" in page
+
+
+def test_the_versions_are_those_of_the_package() -> None:
+    page = "reference/compatibility.md"
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = pyproject["project"]
+    rows = {
+        django: pythons.split(", ")
+        for django, pythons in table_of(page, "Django", "Python")
+    }
+    assert rows == pyproject["tool"]["django-pg-real-pool"]["matrix"]
+    classified = [
+        *(f"Framework :: Django :: {django}" for django in rows),
+        *(
+            f"Programming Language :: Python :: {each}"
+            for row in rows.values()
+            for each in row
+        ),
+    ]
+    assert set(classified) == {
+        each for each in project["classifiers"] if re.search(r":: \d+\.\d+$", each)
+    }
+    required = re.findall(
+        r"([\w-]+)(?:\[\w+\])?>=([\d.]+)",
+        " ".join(
+            chain(project["dependencies"], *project["optional-dependencies"].values())
+        ),
+    )
+    assert {
+        name.lower(): version.removesuffix(" or newer")
+        for name, version, _ in table_of(page, "package", "version", "for")
+    } == {name.lower(): version for name, version in required if name.lower() != "django"}
+
+
+# ##### Errors #####
+
+
+def _held() -> None:
+    with transaction.atomic("default"):
+        backend_pid("default")
+        assert_released("default")
+
+
+def _other_backend() -> None:
+    with installed("default", StockWrapper):
+        assert_released("default")
+
+
+def _no_extra() -> None:
+    name = "dj_db_conn_pool.backends.postgresql.base"
+    engine = "django_pg_real_pool.dj_db_conn_pool.base"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, None)
+        patch.delitem(sys.modules, engine, raising=False)
+        importlib.import_module(engine)
+
+
+def _cursor_open_at_close() -> None:
+    wrapper = connections["default"]
+    with wrapper.cursor() as cursor:
+        wrapper.close()
+        cursor.execute("SELECT 1")
+
+
+def _exhausted(alias: str) -> None:
+    with pin_connection(alias):
+        run_in_thread(lambda: backend_pid(alias))
+
+
+def _refused() -> None:
+    options, engine = {"SESSION_STATE": "error"}, type(wrapper_with())
+    with (
+        installed("default", engine, RELEASE_OPTIONS=options) as wrapper,
+        wrapper.cursor() as cursor,
+    ):
+        cursor.execute("LISTEN news")
+
+
+def _status_of_other_backend() -> None:
+    with installed("default", StockWrapper):
+        pool_status("default")
+
+
+def _closed_in_atomic() -> None:
+    with transaction.atomic("default"):
+        connections["default"].close()
+        backend_pid("default")
+
+
+#: What raises, for each heading of the page, which is told by its beginning.
+RAISED: list[tuple[str, Callable[[], Any]]] = [
+    ("No connection pool is configured", lambda: wrapper_with(OPTIONS={}).cursor()),
+    ('ENGINE = "django_pg_real_pool.dj_db_conn_pool" needs', _no_extra),
+    (
+        "DATABASES['default']['RELEASE_OPTIONS']: unknown option",
+        lambda: wrapper_with(RELEASE_OPTIONS={"TRACK_ORIGIN": True}).cursor(),
+    ),
+    (
+        "DATABASES['default']['RELEASE_OPTIONS']: TRACK_ORIGINS must be",
+        lambda: wrapper_with(RELEASE_OPTIONS={"TRACK_ORIGINS": 1}).cursor(),
+    ),
+    (
+        "DATABASES['default']['RELEASE_OPTIONS']: expected a dict",
+        lambda: wrapper_with(RELEASE_OPTIONS=True).cursor(),
+    ),
+    (
+        "make_release_backend() wants a Django",
+        lambda: make_release_backend(3),  # type: ignore[arg-type]
+    ),
+    ("a connection is held for alias", _held),
+    ("assert_released() can't speak", _other_backend),
+    ("the cursor is of no use any more", _cursor_open_at_close),
+    ("LISTEN would change the session", _refused),
+    ("couldn't get a connection", lambda: _exhausted("brief_native")),
+    ("couldn't get a connection", lambda: _exhausted("brief_dj")),
+    ("pool_status() can't speak", _status_of_other_backend),
+    ("Pooling doesn't support", lambda: wrapper_with("aged", CONN_MAX_AGE=60).cursor()),
+    (
+        "ConnectionPool.__init__() got",
+        lambda: wrapper_with("misspelt", OPTIONS={"pool": {"max_sise": 2}}).cursor(),
+    ),
+    ("Cannot open a new connection", _closed_in_atomic),
+]
+
+
+def _dropped_cursor(_: Any) -> None:
+    connections["default"].cursor()
+    with pytest.warns(ResourceWarning) as warned:
+        backend_pid("default")
+    assert documented("a cursor on database alias").match(str(warned[0].message))
+
+
+def _given_back_twice(_: Any) -> None:
+    wrapper: Any = connections["default"]
+    with wrapper.cursor():
+        wrapper.pool.putconn(wrapper.connection)  # so the wrapper's own checkin fails
+
+
+def _killed_before_cleaning(observer: Any) -> None:
+    with pin_connection("default"):
+        observer.execute("SELECT pg_terminate_backend(%s, 5000)", [backend_pid("default")])
+
+
+def _held_long(_: Any) -> None:
+    options = {"WARN_HELD_AFTER": 0}
+    with installed("default", type(wrapper_with()), RELEASE_OPTIONS=options):
+        backend_pid("default")
+
+
+def _thread_dies(_: Any) -> None:
+    thread = Thread(target=lambda: connections["default"].ensure_connection())
+    thread.start()
+    thread.join()
+
+
+def _killed_while_idle(observer: Any) -> None:
+    for pid in {backend_pid("default") for _ in range(6)}:
+        observer.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    backend_pid("default")
+
+
+#: What makes the log say each of these.
+LOGGED: dict[str, Callable[[Any], None]] = {
+    "a cursor on database alias": _dropped_cursor,
+    "could not give the connection of": _given_back_twice,
+    "could not reset the session": _killed_before_cleaning,
+    "a connection of database alias 'default' was held": _held_long,
+    "a wrapper of database alias 'default' belongs": _thread_dies,
+    "a connection of database alias 'default' was closed": _killed_while_idle,
+}
+
+MESSAGES = re.findall(r"^### `(.*)`$", text_of("reference/errors.md"), re.MULTILINE)
+
+
+def documented(beginning: str) -> re.Pattern[str]:
+    """Return a pattern for the one message on the page that begins so.
+
+    An alias, a thread and a number in it are examples: others will do.
+    """
+    (message,) = [each for each in MESSAGES if each.startswith(beginning)]
+    pattern = re.sub(r"'default'|'worker\\-1'", r"'.+'", re.escape(message))
+    return re.compile(re.sub(r"\d+(\\\.\d+)?", r"\\d+(\\.\\d+)?", pattern))
+
+
+def test_the_page_of_errors_has_no_message_that_is_not_tested() -> None:
+    tested = {*(beginning for beginning, _ in RAISED), *LOGGED}
+    assert all(any(each.startswith(begin) for begin in tested) for each in MESSAGES)
+    assert len(MESSAGES) == len(tested)
+
+
+@pytest.mark.parametrize(("beginning", "fail"), RAISED)
+def test_an_error_reads_as_the_page_says(beginning: str, fail: Callable[[], Any]) -> None:
+    with pytest.raises((Error, ImproperlyConfigured, TypeError)) as raised:
+        fail()
+    assert documented(beginning).match(str(raised.value))
+
+
+@pytest.mark.parametrize("beginning", LOGGED)
+def test_the_log_reads_as_the_page_says(
+    beginning: str,
+    observer: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(WARN_UNCLOSED_CURSORS, "1")
+    message = documented(beginning)
+    with caplog.at_level("INFO", "django_pg_real_pool"):
+        LOGGED[beginning](observer)
+        wait_until(
+            lambda: any(
+                record.name == "django_pg_real_pool" and message.match(record.getMessage())
+                for record in caplog.records
+            ),
+            f"{message} is logged, not {caplog.messages}",
+        )
+
+
+def test_the_holds_in_the_error_are_those_on_the_page() -> None:
+    page = text_of("reference/errors.md")
+    section = page[page.index("a connection is held for alias") :].partition("\n### ")[0]
+    explained = re.findall(r"^- \*(.+?)\*: ", section, re.MULTILINE)
+    assert sorted(explained) == sorted([*(hold.value for hold in Hold), "no pool"])
+    engine = type(wrapper_with())
+    with installed("default", engine, OPTIONS={"pool": False}) as unpooled:
+        unpooled.ensure_connection()
+        with pytest.raises(ConnectionHeldError, match="'default' by no pool"):
+            assert_released()
+
+
+@pytest.mark.parametrize("statement", ["SELECT setseed(0.5)", "LOAD 'plpgsql'"])
+def test_what_no_reset_undoes_is_replaced(statement: str) -> None:
+    """S3: as the page on session state says of what can't be cleaned with certainty."""
+    with pool_of_one("native"):
+        wrapper = connections["native"]
+        with wrapper.cursor() as cursor:
+            cursor.execute(statement)
+        changed = backend_pid("native")
+        wrapper.close()
+        assert backend_pid("native") != changed
+
+
+# ##### The whole #####
+
+
+def test_the_readme_marks_its_pitch_for_the_index() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.count("<!-- begin-pitch -->") == 1
+    assert readme.count("<!-- end-pitch -->") == 1
+    assert readme.index("<!-- begin-pitch -->") < readme.index("<!-- end-pitch -->")
+
+
+def test_the_changelog_begins_with_what_is_unreleased() -> None:
+    versions = re.findall(r"^## (.+)$", text_of("changelog.md"), re.MULTILINE)
+    assert versions[0] == "Unreleased"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = text_of("index.md")
+    listed = {f"{line}.md" for line in index.splitlines()}
+    assert listed >= set(PAGES) - {"index.md"}
