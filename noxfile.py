@@ -158,11 +158,6 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report")
 
 
-# `django-suite`, Django's own tests on our engines, goes here.
-
-
-# ##### Check it #####
-
 @nox.session(name="django-suite")
 @nox.parametrize("django", list(MATRIX))
 def django_suite(session: nox.Session, django: str) -> None:
@@ -175,6 +170,9 @@ def django_suite(session: nox.Session, django: str) -> None:
     install(session, "suite", pins=[f"django=={django}.*"])
     session.chdir("tests")  # not -m from the checkout, which would come before the wheel
     session.run("python", "-m", "django_suite.run", *session.posargs)
+
+
+# ##### Check it #####
 
 
 @nox.session
