@@ -59,6 +59,7 @@ WHEEL = [
     "django_pg_real_pool/_schema.py",
     "django_pg_real_pool/_session.py",
     "django_pg_real_pool/_settings.py",
+    "django_pg_real_pool/_sockets.py",
     "django_pg_real_pool/_state.py",
     "django_pg_real_pool/_status.py",
     "django_pg_real_pool/_wrapper.py",

@@ -26,16 +26,64 @@ class Checkin(LeaseState):
         if getattr(self, "_releasing", None) and self.connection is not None:
             _reaper.adopt(self)
 
-    def _end_lease(self, discard: bool = False) -> None:
-        """Give the connection back.  What the statement did or raised is not disturbed."""
+    def _end_lease(self, discard: bool = False, as_stock: bool = False) -> None:
+        """Give the connection back; `as_stock` with all that stock's close() does.
+
+        Otherwise what the statement did or raised is not disturbed: what database or
+        pool raise is logged.  Anything else, a time limit say, is raised in the end.
+        """
+        hooks = self._hooks
+        ident = get_ident()
+        self._is_given_back = False
+        # Whatever is thrown into this thread from here on, the connection is not kept,
+        # nor given to anybody before it is clean.
         try:
-            self._check_in(discard)
-        except Exception:
-            logger.warning(
-                "could not give the connection of database alias %r back to its pool",
-                self.alias,
-                exc_info=True,
-            )
+            physical = self.connection
+            if hooks.proxies:
+                physical = hooks.pool.physical(physical)
+            if not discard:
+                discard = not hooks.driver.mark_used(physical) or (
+                    self._is_dirty and not self._clean()
+                )
+            if self._options.warn_held_after is not None:
+                self._warn_if_held_long()
+            inside_pool.add(ident)
+            if discard:
+                hooks.pool.discard(self)
+            if as_stock:
+                super().close()
+                hooks.pool.was_checked_in(physical)
+            elif hooks.close:
+                self._ending_lease = True
+                self.close()  # passes every override; arrives at DjangoFloor.close()
+            else:
+                self._is_given_back = True
+                hooks.pool.checkin(self)
+        except BaseException as error:
+            if not self._is_given_back:
+                # Interrupted, or an override raised, before the pool had it.
+                self._discard()
+            if as_stock or not isinstance(error, hooks.failures):
+                raise
+            self._log_failure(error)
+        finally:
+            self._ending_lease = self._is_dirty = self._is_beyond_reset = False
+            self.connection = None
+            inside_pool.discard(ident)
+
+    def _discard(self) -> None:
+        try:
+            self._hooks.pool.discard(self)
+            self._hooks.pool.checkin(self)
+        except self._hooks.failures as error:
+            self._log_failure(error)
+
+    def _log_failure(self, error: Exception) -> None:
+        logger.warning(
+            "could not give the connection of database alias %r back to its pool",
+            self.alias,
+            exc_info=error,
+        )
 
     def _clean(self) -> bool:
         """Make the session as new; return False if it must not be used again.
@@ -52,7 +100,7 @@ class Checkin(LeaseState):
             if cleaned:
                 hooks.driver.forget_set_up(physical)
                 hooks.pool.reconfigure(self)
-        except Exception:
+        except hooks.failures:
             cleaned = False
             logger.warning(
                 "could not reset the session of a connection of database alias %r, so "
@@ -63,44 +111,6 @@ class Checkin(LeaseState):
         finally:
             self._setting_up -= 1
         return cleaned
-
-    def _check_in(self, discard: bool = False, as_stock: bool = False) -> None:
-        hooks = self._hooks
-        ident = get_ident()
-        self._is_given_back = False
-        # Whatever is thrown into this thread from here on, the connection is not kept,
-        # nor given to anybody before it is clean.
-        try:
-            physical = hooks.pool.physical(self.connection)
-            if not discard:
-                discard = hooks.driver.is_busy(physical) or (
-                    self._is_dirty and not self._clean()
-                )
-            if self._options.warn_held_after is not None:
-                self._warn_if_held_long()
-            inside_pool.add(ident)
-            if discard:
-                hooks.pool.discard(self)
-            else:
-                hooks.driver.mark_used(physical)
-            if as_stock:
-                super().close()
-            elif hooks.close:
-                self._ending_lease = True
-                self.close()  # passes every override; arrives at DjangoFloor.close()
-            else:
-                self._is_given_back = True
-                hooks.pool.checkin(self)
-        except BaseException:
-            if not self._is_given_back:
-                # Interrupted, or an override raised, before the pool had it.
-                hooks.pool.discard(self)
-                hooks.pool.checkin(self)
-            raise
-        finally:
-            self._ending_lease = self._is_dirty = self._is_beyond_reset = False
-            self.connection = None
-            inside_pool.discard(ident)
 
     def _close_lease(self, as_stock: bool = False) -> None:
         """End the lease, whoever holds it; `as_stock` with all that stock's close() does.
@@ -117,10 +127,8 @@ class Checkin(LeaseState):
             self._close_portal(name)
         self._portals.clear()
         self._lease.happened(Event.CLOSED)
-        if as_stock:
-            self._check_in(as_stock=True)
-        elif self.connection is not None:
-            self._end_lease()
+        if as_stock or self.connection is not None:
+            self._end_lease(as_stock=as_stock)
 
     def _warn_if_held_long(self) -> None:
         seconds, limit = time.monotonic() - self._lease.since, self._options.warn_held_after

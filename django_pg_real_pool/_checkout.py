@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-import time
 from _thread import get_ident
 from collections import deque
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from threading import current_thread
+from time import monotonic
 from typing import Any
 
 from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
+from django.utils.asyncio import async_unsafe
 
 from . import _reaper
 from ._checkin import inside_pool
@@ -26,13 +27,6 @@ from ._state import TRANSACTION_STATE
 from ._status import explain_exhaustion
 
 logger = logging.getLogger("django_pg_real_pool")
-
-
-#: What Django's own checkout consists of, to see whether somebody has replaced it.
-_ENSURE_CONNECTION: Any = BaseDatabaseWrapper.ensure_connection
-if _ENSURE_CONNECTION.__module__ != BaseDatabaseWrapper.__module__:
-    _ENSURE_CONNECTION = None  # a test runner was here before us: never take it for it
-_REPLACEABLE = frozenset({"connect", "ensure_connection"})
 
 
 class Checkout(Holding):
@@ -60,7 +54,7 @@ class Checkout(Holding):
         self._autocommit_off_by_atomic = False
         self.health_check_enabled = self.settings_dict["CONN_HEALTH_CHECKS"]
         max_age = self.settings_dict["CONN_MAX_AGE"]
-        self.close_at = None if max_age is None else time.monotonic() + max_age
+        self.close_at = None if max_age is None else monotonic() + max_age
         self.closed_in_transaction = False
         self.errors_occurred = False
         self.health_check_done = True
@@ -72,16 +66,21 @@ class Checkout(Holding):
     def _checkout(self) -> None:
         """Begin a lease that has no hold yet.  When it raises, there is none."""
         try:
+            of_this_one = self.__dict__
             if (
-                not self._hooks.connect
-                and type(self).ensure_connection is _ENSURE_CONNECTION
-                and _REPLACEABLE.isdisjoint(self.__dict__)
-                and not self.closed_in_transaction
+                self._hooks.connect
+                or self.closed_in_transaction
+                or "connect" in of_this_one  # replaced, to forbid or watch it
+                or "ensure_connection" in of_this_one
+                or not _is_djangos(type(self).ensure_connection)
             ):
-                with self.wrap_database_errors:
-                    self._open_lease()
-            else:
                 self._checkout_through_django()
+                return
+            try:
+                self._open_lease()
+            except Exception:
+                with self.wrap_database_errors:
+                    raise
         except Exception as error:
             if self.in_atomic_block:
                 # A statement of this block was lost, so none of it may be committed.
@@ -107,6 +106,35 @@ class Checkout(Holding):
             self._checking_out = False
 
     def _open_lease(self) -> None:
+        hooks = self._hooks
+        try:
+            if not self._announced or hooks.init_every_time or hooks.connect:
+                self._open_lease_at_length()
+            else:
+                self._get_from_pool()
+                # The way of nearly all queries: the connection can be used as it is.
+                physical = self.connection
+                if hooks.proxies:
+                    physical = hooks.pool.physical(physical)
+                now = self._lease.since = monotonic()
+                if not hooks.driver.is_ready(
+                    physical, self._options.check_after_idle, now, self.autocommit
+                ):
+                    self._open_lease_at_length()
+                elif self._unsent_savepoints:
+                    self._setting_up += 1
+                    try:
+                        self._send_savepoints()
+                    finally:
+                        self._setting_up -= 1
+            if self._options.warn_held_after is not None:
+                self._lease.seen = set()
+        except BaseException:
+            self._close_lease()
+            raise
+
+    def _open_lease_at_length(self) -> None:
+        """Look at each thing that a connection may need, or connect() be told of."""
         self._setting_up += 1
         try:
             if self._hooks.connect:
@@ -115,14 +143,8 @@ class Checkout(Holding):
             else:
                 self._take()
             self._apply_autocommit()
-            if self._unsent_savepoints:
-                self._send_savepoints()
-            self._lease.since = time.monotonic()
-            if self._options.warn_held_after is not None:
-                self._lease.seen = set()
-        except BaseException:
-            self._close_lease()
-            raise
+            self._send_savepoints()
+            self._lease.since = monotonic()
         finally:
             self._setting_up -= 1
 
@@ -131,7 +153,8 @@ class Checkout(Holding):
         hooks = self._hooks
         rejected: Any = None
         while True:
-            self._get_from_pool()
+            if self.connection is None:
+                self._get_from_pool()
             physical = hooks.pool.physical(self.connection)
             if physical is rejected or hooks.driver.is_usable(
                 physical, self._options.check_after_idle
@@ -145,20 +168,23 @@ class Checkout(Holding):
                 self.alias,
             )
             self._end_lease(discard=True)
-        announce = not self._announced or not hooks.driver.is_set_up(physical)
+        is_new = not hooks.driver.is_set_up(physical)
+        announce = is_new or not self._announced
         if announce or hooks.init_every_time:
             with self._outside_transaction():
                 self._set_up(announce)
-            hooks.driver.mark_set_up(physical)
+            if is_new or hooks.init_every_time or connection_created.receivers:
+                # Whatever they made of it is how it is to be after a cleaning.
+                hooks.driver.mark_set_up(physical)
 
     def _get_from_pool(self) -> None:
         ident = get_ident()
-        started = time.monotonic()
+        started = monotonic()
         inside_pool.add(ident)
         try:
             self.connection = self._hooks.pool.checkout(self)
         except self._hooks.pool.exhausted() as error:
-            message = explain_exhaustion(self, time.monotonic() - started)
+            message = explain_exhaustion(self, monotonic() - started)
             of_pool: Any = type(error)
             raise _exhausted(of_pool)(message) from error
         finally:
@@ -249,6 +275,24 @@ class Checkout(Holding):
         with self._lease_lock:
             self._lease.happened(Event.PIN_LEFT, token)
             self._settle()
+
+
+#: Something that Django's decorator was applied to.
+_ASYNC_UNSAFE: Any = async_unsafe(lambda: None)
+
+
+@lru_cache(maxsize=8)
+def _is_djangos(ensure_connection: Any) -> bool:
+    """Return whether a class's `ensure_connection()` is as Django made it.
+
+    Whoever replaces it may copy its name and module, but not the code that Django's
+    decorator gives to all that it decorates.
+    """
+    code = getattr(ensure_connection, "__code__", None)
+    return (
+        getattr(ensure_connection, "__module__", None) == BaseDatabaseWrapper.__module__
+        and code is _ASYNC_UNSAFE.__code__
+    )
 
 
 @cache

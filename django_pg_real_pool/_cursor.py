@@ -88,20 +88,22 @@ class AutoConnectionReleaseCursor(_Base):
 
     def close(self) -> None:
         """Close the cursor; on return its hold has ended, whatever was raised."""
+        raw = self.cursor
         try:
-            self._close_cursor()
+            raw.close()
         finally:
-            self.db._cursor_closed(self.cursor)
-
-    def _close_cursor(self) -> None:
-        self.cursor.close()
+            self.db._cursor_closed(raw)
 
 
 class _ClosesThroughBase(AutoConnectionReleaseCursor):
     """For a base cursor class that has a `close()` of its own; Django's have none."""
 
-    def _close_cursor(self) -> None:
-        super(AutoConnectionReleaseCursor, self).close()  # type: ignore[misc]
+    def close(self) -> None:
+        raw = self.cursor
+        try:
+            super(AutoConnectionReleaseCursor, self).close()  # type: ignore[misc]
+        finally:
+            self.db._cursor_closed(raw)
 
 
 @cache

@@ -37,12 +37,21 @@ class Driver:
         with suppress(TypeError):
             self._set_up.discard(physical)
 
-    def is_busy(self, physical: Any) -> bool:
-        """Return whether a statement was cut short, so that its answer is yet to come."""
-        return False
+    def mark_used(self, physical: Any) -> bool:
+        """Note that the connection worked until now, and return whether it did.
 
-    def mark_used(self, physical: Any) -> None:
-        """Note that the connection worked until now."""
+        It did not where a statement was cut short, so that its answer is yet to come.
+        """
+        return True
+
+    def is_ready(
+        self, physical: Any, window: float | None, now: float, autocommit: bool
+    ) -> bool:
+        """Return whether a connection can be used as it is: the quick way of all others.
+
+        That is: it is set up, usable and in this mode.  `now` is `time.monotonic()`.
+        """
+        return False
 
     def is_usable(self, physical: Any, window: float | None) -> bool:
         """Return whether the server is still there, without a round trip.

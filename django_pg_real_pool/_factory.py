@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from threading import RLock
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ from ._wrapper import ConnectionReleaseMixin
 W = TypeVar("W", bound=BaseDatabaseWrapper)
 
 _made: WeakKeyDictionary[type[Any], type[Any]] = WeakKeyDictionary()
+_making = RLock()  # a class's own __init_subclass__() may make another
 
 #: What Django's abstract wrapper leaves to a backend, and this library builds upon.
 _NEEDED = (
@@ -42,10 +44,11 @@ def make_release_backend(base_wrapper_cls: type[W]) -> type[W]:
         DatabaseWrapper = make_release_backend(MyPooledWrapper)
     """
     _check_base(base_wrapper_cls)
-    made = _made.get(base_wrapper_cls)
-    if made is None:
-        made = _make(base_wrapper_cls, sys._getframe(1).f_globals.get("__name__", __name__))
-        _made[base_wrapper_cls] = made
+    with _making:
+        made = _made.get(base_wrapper_cls)
+        if made is None:
+            module = sys._getframe(1).f_globals.get("__name__", __name__)
+            made = _made[base_wrapper_cls] = _make(base_wrapper_cls, module)
     return cast("type[W]", made)
 
 

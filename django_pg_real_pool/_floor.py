@@ -58,8 +58,9 @@ class DjangoFloor(_Base):
                     self._replace_if_health_check_failed()
                 with self.wrap_database_errors:
                     cursor = self._prepare_cursor(self.create_cursor(name))
-                    if not isinstance(cursor, AutoConnectionReleaseCursor):
-                        # A subclass of this class makes cursors of its own.
+                    if self._hooks.makes_cursors and not isinstance(
+                        cursor, AutoConnectionReleaseCursor
+                    ):
                         cursor = self._hold_for(cursor)
             except BaseException:
                 self._settle()
@@ -96,9 +97,10 @@ class DjangoFloor(_Base):
                 autocommit, force_begin_transaction_with_broken_autocommit
             )
             return
-        with self._lease_lock:
-            # Before anything is switched: a dropped cursor's warning may be an error.
-            self._settle()
+        if self.connection is not None:
+            with self._lease_lock:
+                # Before anything is switched: a dropped cursor's warning may be an error.
+                self._settle()
         leaving_atomic = autocommit and self._autocommit_off_by_atomic
         # Only Atomic.__enter__() asks to force the BEGIN.
         self._autocommit_off_by_atomic = force_begin_transaction_with_broken_autocommit

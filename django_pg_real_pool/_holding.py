@@ -20,6 +20,10 @@ from ._settings import SessionPolicy, warns_of_unclosed_cursors
 
 logger = logging.getLogger("django_pg_real_pool")
 
+# What each query needs: before Python 3.12, to look a member up in its enum is slow.
+CURSOR, TRANSACTION = Hold.CURSOR, Hold.TRANSACTION
+CURSOR_OPENED, CURSOR_CLOSED = Event.CURSOR_OPENED, Event.CURSOR_CLOSED
+
 
 class SessionStateError(NotSupportedError):
     """Raised by policy "error" for a statement that would change the session.
@@ -33,14 +37,15 @@ class Holding(Checkin):
 
     def _hold_for(self, cursor: Any) -> Any:
         """Make a Django cursor hold the lease from here on, until it is closed."""
-        cursor.__class__ = releasing_class(cursor.__class__)
+        kind = cursor.__class__
+        cursor.__class__ = _RELEASING.get(kind) or _releasing(kind)
         raw = cursor.cursor
         find: Finder
         try:
             find = ref(raw)
         except TypeError:
             find = partial(_same, raw)  # can't be seen to be lost: held until close()
-        self._lease.happened(Event.CURSOR_OPENED, id(raw), find)
+        self._lease.happened(CURSOR_OPENED, id(raw), find)
         if self._records_origins:
             self._lease.origins[id(raw)] = find_origin()
         return cursor
@@ -54,13 +59,13 @@ class Holding(Checkin):
         ):
             # Garbage collection closes generators, and runs on any thread at any time,
             # so perhaps under the pool's lock: leave it to this wrapper's next entry.
-            find = self._lease.holds.get(Hold.CURSOR, {}).get(who)
+            find = self._lease.holds.get(CURSOR, {}).get(who)
             self._closed_elsewhere.append((who, find))
             return
         with self._lease_lock:
-            if self._portals.pop(who, None) is not None:
+            if self._portals and self._portals.pop(who, None) is not None:
                 self._detach(raw)  # closed as it is, execute() would send CLOSE
-            self._lease.happened(Event.CURSOR_CLOSED, who)
+            self._lease.happened(CURSOR_CLOSED, who)
             self._settle()
 
     def _session_changes(self, change: str, raw: Any) -> None:
@@ -78,7 +83,7 @@ class Holding(Checkin):
                 f"DATABASES[{self.alias!r}]['RELEASE_OPTIONS']['SESSION_STATE'] to 'pin'."
             )
         with self._lease_lock:
-            if id(raw) not in self._lease.holds.get(Hold.CURSOR, ()):
+            if id(raw) not in self._lease.holds.get(CURSOR, ()):
                 return  # its lease has ended; the cursor itself will refuse
             self._is_dirty = True
             if change in BEYOND_RESET:
@@ -88,21 +93,24 @@ class Holding(Checkin):
 
     def _settle(self) -> None:
         """Bring the holds up to date with the connection; release if none is left."""
-        if self.connection is None or self._setting_up or not self._releasing:
+        connection = self.connection
+        if connection is None or self._setting_up or not self._releasing:
             return
         lease, lost = self._lease, []
-        if self._closed_elsewhere or Hold.CURSOR in lease.holds:
+        holds = lease.holds
+        if self._closed_elsewhere or CURSOR in holds:
             lost = self._reclaim_cursors()
-        if self._hooks.driver.in_transaction(self.connection, self.autocommit):
-            if Hold.TRANSACTION not in lease.holds:
+        if self._hooks.driver.in_transaction(connection, self.autocommit):
+            if TRANSACTION not in holds:
                 lease.happened(Event.TRANSACTION_BEGAN)
                 if self._options.track_origins:
                     lease.origins[None] = find_origin()
-        elif Hold.TRANSACTION in lease.holds:
+        elif TRANSACTION in holds:
             lease.happened(Event.TRANSACTION_ENDED)
-        if not lease.holds:
+        if not holds:
             self._end_lease()
-        self._warn_of(lost)
+        if lost:
+            self._warn_of(lost)
 
     def _reclaim_cursors(self) -> list[str]:
         """End the holds of cursors that were dropped, or closed where it was unsafe.
@@ -113,9 +121,9 @@ class Holding(Checkin):
         lease, lost = self._lease, []
         while self._closed_elsewhere:
             who, find = self._closed_elsewhere.pop()
-            if find is not None and lease.holds.get(Hold.CURSOR, {}).get(who) is find:
+            if find is not None and lease.holds.get(CURSOR, {}).get(who) is find:
                 self._portals.pop(who, None)
-                lease.happened(Event.CURSOR_CLOSED, who)
+                lease.happened(CURSOR_CLOSED, who)
         for event, who in lease.lost():
             origin = lease.origins.get(who)
             lease.happened(event, who)
@@ -135,6 +143,14 @@ class Holding(Checkin):
                 logger.warning("%s", message)
         for message in lost:
             warnings.warn(message, ResourceWarning, stacklevel=4)
+
+
+#: The class of cursors that stands for each that a base makes: quicker than a function.
+_RELEASING: dict[type[Any], type[Any]] = {}
+
+
+def _releasing(cursor_class: Any) -> type[Any]:
+    return _RELEASING.setdefault(cursor_class, releasing_class(cursor_class))
 
 
 def _same(thing: Any) -> Any:

@@ -7,9 +7,10 @@ author expects: whenever a connection is taken or given back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ._drivers import Driver, driver_for
@@ -35,7 +36,13 @@ class Hooks:
     #: A base's `init_connection_state()` must run at every checkout, because it may
     #: keep on the wrapper what it learns of the connection.
     init_every_time: bool
+    #: A subclass of the made class may make cursors that do not hold the lease yet.
+    makes_cursors: bool = field(repr=False)
+    #: What may be raised while a connection is given back, and is only logged then.
+    failures: tuple[type[Exception], ...] = field(repr=False)
     pool: Pool
+    #: What the pool gives out is not the driver's own connection.
+    proxies: bool = field(repr=False)
     driver: Driver
 
 
@@ -51,6 +58,10 @@ def is_known(cls: type | None) -> bool:
     return cls is not None and cls.__module__.partition(".")[0] in KNOWN
 
 
+def is_djangos(cls: type | None) -> bool:
+    return cls is not None and cls.__module__.partition(".")[0] == "django"
+
+
 def _is_of_base(cls: type, name: str) -> bool:
     """Return whether a call of `name` reaches a class beneath our upper layer first.
 
@@ -61,14 +72,28 @@ def _is_of_base(cls: type, name: str) -> bool:
     return first not in ours and cls.__mro__.index(first) > cls.__mro__.index(ours[0])
 
 
+def _is_ours(cls: type, *names: str) -> bool:
+    """Return whether calls of `names` reach this library's own methods first."""
+    return all(getattr(cls, name).__module__.partition(".")[0] == OURS for name in names)
+
+
 def read(cls: Any) -> Hooks:
     """Return the hooks of a wrapper class, which may be the base or made from it."""
+    close = not is_known(definer(cls, "close"))
+    pool = _pool_for(cls)
+    if close:
+        failures: tuple[type[Exception], ...] = (Exception,)  # who knows what it raises
+    else:
+        failures = (Error, OSError, cls.Database.Error, *pool.failures())
     return Hooks(
         connect=definer(cls, "connect") is not BaseDatabaseWrapper,
-        close=definer(cls, "close") is not BaseDatabaseWrapper,
+        close=close,
         cursor=_is_of_base(cls, "_cursor"),
         init_every_time=not is_known(definer(cls, "init_connection_state")),
-        pool=_pool_for(cls),
+        makes_cursors=not _is_ours(cls, "make_cursor", "make_debug_cursor"),
+        failures=failures,
+        pool=pool,
+        proxies=type(pool).physical is not Pool.physical,
         driver=driver_for(cls.Database),
     )
 
@@ -76,7 +101,9 @@ def read(cls: Any) -> Hooks:
 def _pool_for(cls: type) -> Pool:
     packages = {base.__module__.partition(".")[0] for base in cls.__mro__}
     if "dj_db_conn_pool" in packages:
-        return QueuePool()
+        opens = ("get_new_connection", "get_connection_params")
+        is_usual = all(is_known(definer(cls, name)) for name in opens)
+        return QueuePool(not (is_usual and is_djangos(definer(cls, "_close"))))
     if all(
         is_known(definer(cls, name))
         for name in ("pool", "get_new_connection", "_close", "get_connection_params")

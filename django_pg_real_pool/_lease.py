@@ -78,6 +78,8 @@ TABLE: dict[Event, Transition] = {
     Event.CLOSED: Transition(ends=tuple(Hold)),
 }
 
+_CLOSED = Event.CLOSED  # before Python 3.12, to look a member up is slow
+
 #: Returns the thing that has the hold, or None once nobody can end it any more.
 Finder = Callable[[], Any]
 
@@ -124,22 +126,22 @@ class Lease:
             if self.seen is not None:
                 self.seen.add(begins.value)
             return
-        holders = holds.get(ends[0])
-        if event is Event.CLOSED:
-            pass
-        elif holders is None:
-            return  # what is not held can't end, so it does not end the others either
-        elif who is not None:
-            if who not in holders:
-                return
-            del holders[who]
-            if self.origins:
-                self.origins.pop(who, None)
-            if holders:  # another cursor is open, or an outer pin is entered
-                return
+        if event is not _CLOSED:
+            holders = holds.get(ends[0])
+            if holders is None:
+                return  # what is not held can't end, nor does it end the others
+            if who is not None:
+                if who not in holders:
+                    return
+                if len(holders) > 1:  # another cursor is open, or an outer pin is entered
+                    del holders[who]
+                    self.origins.pop(who, None)
+                    return
         for hold in ends:
-            for each in holds.pop(hold, ()):
-                self.origins.pop(each, None)
+            ended = holds.pop(hold, None)
+            if ended is not None and self.origins:
+                for each in ended:
+                    self.origins.pop(each, None)
 
     def lost(self) -> Iterator[tuple[Event, Hashable]]:
         """Yield the ending event for each cursor that nobody can close any more."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections import deque
 from copy import copy
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import ref
 
 from django.core.exceptions import ImproperlyConfigured
@@ -43,29 +44,37 @@ class NativePool(Pool):
         self._opened: dict[str, tuple[dict[str, Any], Any]] = {}
         self._lock = Lock()
 
-    def exhausted(self) -> tuple[type[BaseException], ...]:
-        from psycopg_pool import PoolTimeout, TooManyRequests
+    def failures(self) -> tuple[type[Exception], ...]:
+        # Its own errors are psycopg's; these are of one that was given back already.
+        return (AttributeError, ValueError)
 
+    def exhausted(self) -> tuple[type[BaseException], ...]:
+        try:
+            from psycopg_pool import PoolTimeout, TooManyRequests
+        except ImportError:
+            return ()
         return (PoolTimeout, TooManyRequests)
 
     def trouble(self, wrapper: LeaseState) -> BaseException | None:
-        pool = wrapper._open_pool
-        return getattr(pool and pool.connection_class, "last_error", None)
+        pool = self._opened[wrapper.alias][1]
+        return getattr(pool.connection_class, "last_error", None)
 
     def checkout(self, wrapper: LeaseState) -> Any:
         pool = wrapper._open_pool
-        if pool is None or pool.closed:
-            pool = wrapper._open_pool = self._open(wrapper)
+        is_known = pool is not None
+        if not is_known:
+            pool = self._open(wrapper)
         try:
-            if getattr(pool.connection_class, "ever_connected", True):
+            if is_known or getattr(pool.connection_class, "ever_connected", True):
                 connection = pool.getconn()
             else:
                 connection = self._first_getconn(pool)
             connection._is_lent = True
+            wrapper._open_pool = pool
             return connection
-        except self.exhausted():
-            raise
         except BaseException as error:
+            if isinstance(error, self.exhausted()):
+                raise
             # Perhaps a time limit, thrown into this thread after the pool had given the
             # connection out.  Nobody but the frames of the traceback has it then: they
             # let it go, and it is reclaimed (see `_remembering`).
@@ -73,6 +82,7 @@ class NativePool(Pool):
             connection = None
             if not pool.closed or not isinstance(error, _pool_closed()):
                 raise
+        wrapper._open_pool = None
         return self.checkout(wrapper)  # somebody closed the pool: there is another
 
     def introduce(self, wrapper: LeaseState) -> None:
@@ -94,8 +104,7 @@ class NativePool(Pool):
         connection._is_lent = is_broken
         try:
             # psycopg_pool notes on the connection whose it is; Django relies on it too.
-            with wrapper.wrap_database_errors:
-                connection._pool.putconn(connection)
+            connection._pool.putconn(connection)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # as in checkout()
             connection = None
@@ -103,15 +112,20 @@ class NativePool(Pool):
         if is_broken:
             connection._is_lent = False
 
+    def was_checked_in(self, physical: Any) -> None:
+        physical._is_lent = False
+
     def census(self, wrapper: LeaseState) -> Census:
         known = self._opened.get(wrapper.alias)
         if known is None:
             return Census()
         stats = known[1].get_stats()
         size, idle = stats["pool_size"], stats["pool_available"]
-        return Census(
-            stats["pool_max"], size, idle, size - idle, stats.get("requests_waiting", 0)
-        )
+        count = getattr(known[1].connection_class, "count_lent", None)
+        # psycopg_pool's size has those that it is still making, too.
+        in_use = count() if count is not None else size - idle
+        waiting = stats.get("requests_waiting", 0)
+        return Census(stats["pool_max"], size, idle, in_use, waiting)
 
     def abandon(self) -> Any:
         opened, self._opened = self._opened, {}
@@ -137,6 +151,9 @@ class NativePool(Pool):
                 '{"min_size": 2, "max_size": 10}; or set it to False to use this '
                 "alias without a pool, as Django's own backend does."
             )
+        known: Any = self._opened.get(alias)
+        if known is not None and known[0].get(alias) is known[1] and not known[1].closed:
+            return known[1]
         deadline = time.monotonic() + _CLOSING
         while True:
             with self._lock:
@@ -173,7 +190,10 @@ class NativePool(Pool):
         connecting = pool.connection_class
         if connecting is options.get("connection_class"):
             connecting.pool = ref(pool)
-            connecting.retries = pool.schedule_task = _Retries(pool)
+            if callable(getattr(pool, "schedule_task", None)):
+                connecting.retries = pool.schedule_task = _Retries(pool)
+            if type(getattr(pool, "_pool", None)) is deque:
+                pool._pool = _LastInFirstOut(pool._pool)
         return pool
 
     def _first_getconn(self, pool: Any) -> Any:
@@ -221,6 +241,8 @@ def _remembering(connection_class: Any) -> Any:
         retries: Any = None
         last_error: BaseException | None = None
         ever_connected = False
+        #: All there are, found by weak references.
+        made: ClassVar[list[Any]] = []
         #: Whether it is out, or broken and not replaced yet.
         _is_lent = False
 
@@ -234,9 +256,15 @@ def _remembering(connection_class: Any) -> Any:
             cls.last_error = None
             cls.ever_connected = True
             know(connection)
+            cls.made.append(ref(connection, cls.made.remove))
             if cls.retries is not None:
                 cls.retries.hurry()
             return connection
+
+        @classmethod
+        def count_lent(cls) -> int:
+            found = [each() for each in list(cls.made)]
+            return sum(each is not None and each._is_lent for each in found)
 
         def __del__(self) -> None:
             find, was_pooled = type(self).pool, hasattr(self, "_expire_at")
@@ -268,6 +296,16 @@ def _give_back_lost(pool: Any, connection: Any) -> None:
     connection.close()  # whatever it was in the middle of
     connection._pool = pool
     pool.putconn(connection)
+
+
+class _LastInFirstOut(deque[Any]):
+    """Stands for a pool's line of idle connections, to give out the one used last.
+
+    psycopg_pool gives out the one that was idle for longest, so each query meets a
+    server process whose caches are cold.  Whoever waits is still served in turn.
+    """
+
+    popleft = deque.pop
 
 
 class _Retries:

@@ -41,6 +41,10 @@ class Census:
 class Pool:
     """Any pool behind any wrapper."""
 
+    def failures(self) -> tuple[type[Exception], ...]:
+        """Return the classes of what the pool may raise when a connection comes back."""
+        return (Exception,)
+
     def exhausted(self) -> tuple[type[BaseException], ...]:
         """Return the classes of what the pool raises when no connection is free."""
         return ()
@@ -68,6 +72,9 @@ class Pool:
     def checkin(self, wrapper: LeaseState) -> None:
         """Give `wrapper.connection` back."""
         wrapper._close()
+
+    def was_checked_in(self, physical: Any) -> None:
+        """Note that the base gave a connection back by itself."""
 
     def discard(self, wrapper: LeaseState) -> None:
         """End the connection, before `checkin`: nobody may get it as it is."""

@@ -6,21 +6,21 @@ It is used through the objects it gave us, so that importing this needs no drive
 from __future__ import annotations
 
 import os
-import select
 import socket
-import time
 from contextlib import suppress
 from functools import cache
+from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
 from ._drivers import Driver
+from ._sockets import peeker, waiter
 
 #: Where a psycopg connection carries what we know of it: faster than a lookup.
 _KNOWN = "_django_pg_real_pool"
 
 # libpq's PGTransactionStatusType and ConnStatusType: its ABI, so the numbers are fixed.
-ACTIVE, INTRANS, INERROR = 1, 2, 3
+IDLE, ACTIVE, INTRANS, INERROR = 0, 1, 2, 3
 OK = 0
 
 #: Seconds that a server may take to answer the check of an idle connection.
@@ -33,15 +33,18 @@ _physicals: WeakSet[Any] = WeakSet()
 class Known:
     """What is known of one physical connection."""
 
-    __slots__ = ("client_side", "readable", "used_at")
+    __slots__ = ("client_side", "peek", "used_at", "wait")
 
     def __init__(self, physical: Any) -> None:
         #: psycopg's part of the session as it was set up; None: not set up.
         self.client_side: tuple[Any, ...] | None = None
         #: `time.monotonic()` of the last sign of life.
-        self.used_at = time.monotonic()
-        #: Waits, given seconds, until the socket can be read; empty if it can't.
-        self.readable = _waiter(physical.pgconn.socket)
+        self.used_at = monotonic()
+        #: Look whether there is anything to be read, now or within some time.
+        self.peek, self.wait = (
+            peeker(physical.pgconn.socket),
+            waiter(physical.pgconn.socket),
+        )
 
 
 def know(physical: Any) -> Known:
@@ -51,14 +54,6 @@ def know(physical: Any) -> Known:
         known = physical.__dict__[_KNOWN] = Known(physical)
         _physicals.add(physical)
     return known  # type: ignore[no-any-return]
-
-
-def _waiter(file: int) -> Any:
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(file, select.POLLIN | select.POLLPRI)
-        return lambda seconds: poll.poll(seconds * 1000)
-    return lambda seconds: select.select([file], [], [], seconds)[0]
 
 
 def cut_inherited() -> None:
@@ -91,13 +86,24 @@ class Psycopg(Driver):
     def forget_set_up(self, physical: Any) -> None:
         know(physical).client_side = None
 
-    def is_busy(self, physical: Any) -> bool:
-        return bool(physical.pgconn.transaction_status == ACTIVE)
-
-    def mark_used(self, physical: Any) -> None:
+    def mark_used(self, physical: Any) -> bool:
         known = physical.__dict__.get(_KNOWN)
         if known is not None:
-            known.used_at = time.monotonic()
+            known.used_at = monotonic()
+        return bool(physical.pgconn.transaction_status != ACTIVE)
+
+    def is_ready(
+        self, physical: Any, window: float | None, now: float, autocommit: bool
+    ) -> bool:
+        known = physical.__dict__.get(_KNOWN)
+        return (
+            known is not None
+            and known.client_side is not None
+            and (window is None or now - known.used_at <= window)
+            and physical.pgconn.status == OK
+            and not known.peek()
+            and physical.autocommit is autocommit
+        )
 
     def is_usable(self, physical: Any, window: float | None) -> bool:
         pgconn = physical.pgconn
@@ -106,9 +112,9 @@ class Psycopg(Driver):
         # A connection that is not known is not always new: the pool may have opened it
         # long ago.  Its socket tells, its age is taken for nothing.
         known = physical.__dict__.get(_KNOWN) or know(physical)
-        if known.readable(0) and not _is_open(pgconn, known):
+        if known.peek() and not _is_open(pgconn, known):
             return False
-        if window is None or time.monotonic() - known.used_at <= window:
+        if window is None or monotonic() - known.used_at <= window:
             return True
         return _answers(pgconn, known)
 
@@ -121,6 +127,8 @@ class Psycopg(Driver):
         # Not "is autocommit off": a plain "BEGIN" sent with autocommit on is a
         # transaction too, and a block that ran nothing yet is not.
         status = connection.pgconn.transaction_status
+        if status == IDLE:
+            return False
         if status == ACTIVE:
             # A statement was cut short.  Within a transaction Django ends it; outside
             # of one the pool replaces the connection, so nothing is worth keeping.
@@ -200,7 +208,7 @@ def _is_open(pgconn: Any, known: Known) -> bool:
 
     try:
         for _ in range(10):
-            if not known.readable(0):
+            if not known.peek():
                 return bool(pgconn.status == OK)
             pgconn.consume_input()
             pgconn.is_busy()  # takes notices and parameter changes out of the buffer
@@ -213,18 +221,18 @@ def _answers(pgconn: Any, known: Known) -> bool:
     """Ask the server for a sign of life, and wait for CHECK_TIMEOUT at the most."""
     from psycopg import Error
 
-    deadline = time.monotonic() + CHECK_TIMEOUT
+    deadline = monotonic() + CHECK_TIMEOUT
     try:
         pgconn.send_query(b"")
         while pgconn.flush() or pgconn.is_busy():
-            if not known.readable(max(0.0, deadline - time.monotonic())):
+            if not known.wait(max(0.0, deadline - monotonic())):
                 return False
             pgconn.consume_input()
         while pgconn.get_result() is not None:
             pass
     except Error:
         return False
-    known.used_at = time.monotonic()
+    known.used_at = monotonic()
     return bool(pgconn.status == OK)
 
 

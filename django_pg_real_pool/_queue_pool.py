@@ -28,11 +28,18 @@ _LOOK_AGAIN = 0.1
 class QueuePool(Pool):
     """For a base that is one of django-db-connection-pool's wrappers."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_overridden: bool = False) -> None:
+        #: How the base gets or closes connections is not what that package does.
+        self._is_overridden = is_overridden
         #: Who waits for a connection of each alias, first come, first served: by itself
         #: QueuePool gives what came back to whoever asks next, so a thread that asks
         #: often keeps another waiting until its time is over.
         self._lines: defaultdict[str, deque[Any]] = defaultdict(deque)
+
+    def failures(self) -> tuple[type[Exception], ...]:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        return (SQLAlchemyError,)
 
     def exhausted(self) -> tuple[type[BaseException], ...]:
         from sqlalchemy.exc import TimeoutError
@@ -45,17 +52,33 @@ class QueuePool(Pool):
             return self._make_and_checkout(wrapper)
         line = self._lines[wrapper.alias]
         if not line and not _is_full(pool):
-            return super().checkout(wrapper)
+            return self._connect(wrapper, pool)
         place = Lock()
         place.acquire()
         try:
             line.append(place)
             self._wait_in(line, place, pool)
-            return super().checkout(wrapper)
+            return self._connect(wrapper, pool)
         finally:
             with suppress(ValueError):
                 line.remove(place)
             _call_first(line)
+
+    def _connect(self, wrapper: LeaseState, pool: Any) -> Any:
+        if self._is_overridden or not wrapper._announced:
+            return super().checkout(wrapper)
+        # What get_new_connection() does once there is a pool, without making the
+        # parameters of a new connection first, which the pool has no use for.
+        connection = pool.connect()
+        if wrapper.vendor == "postgresql":
+            connection.info = connection.driver_connection.info
+        return connection
+
+    def checkin(self, wrapper: LeaseState) -> None:
+        if self._is_overridden:
+            super().checkin(wrapper)
+        else:
+            wrapper.connection.close()
 
     def _wait_in(self, line: deque[Any], place: Any, pool: Any) -> None:
         from sqlalchemy.exc import TimeoutError
@@ -74,9 +97,13 @@ class QueuePool(Pool):
         options = {**settings.get("POOL_OPTIONS", {}), "PRE_PING": False}
         wrapper.settings_dict = {**settings, "POOL_OPTIONS": options}
         try:
-            return super().checkout(wrapper)
+            connection = super().checkout(wrapper)
         finally:
             wrapper.settings_dict = settings
+        idle: Any = getattr(_container().get(wrapper.alias), "_pool", None)
+        if getattr(idle, "use_lifo", None) is False:
+            idle.use_lifo = True  # the one used last, whose server process is warm
+        return connection
 
     def discard(self, wrapper: LeaseState) -> None:
         wrapper.connection.invalidate()
@@ -114,7 +141,7 @@ class QueuePool(Pool):
 
 
 def _is_full(pool: Any) -> bool:
-    most_over = pool._max_overflow
+    most_over = getattr(pool, "_max_overflow", -1)
     return bool(most_over >= 0 and pool.checkedout() >= pool.size() + most_over)
 
 

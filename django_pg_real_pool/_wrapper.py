@@ -169,16 +169,22 @@ class ConnectionReleaseMixin(Checkout):
 
     # ##### Ending a transaction #####
 
-    @async_unsafe
     def commit(self) -> None:
+        if self.connection is None:
+            super().commit()
+            self._unsent_savepoints.clear()
+            return
         self._validate_end_of_transaction()
         try:
             super().commit()
         finally:
             self._transaction_ended()
 
-    @async_unsafe
     def rollback(self) -> None:
+        if self.connection is None:
+            super().rollback()
+            self._unsent_savepoints.clear()
+            return
         self._validate_end_of_transaction()
         try:
             super().rollback()
@@ -197,11 +203,12 @@ class ConnectionReleaseMixin(Checkout):
 
     def _transaction_ended(self) -> None:
         # Before set_autocommit(True), hence before the callbacks of on_commit() run.
-        self._unsent_savepoints.clear()
         with self._lease_lock:
             self._settle()
 
     # ##### Cursors #####
+
+    # Of a subclass's own class of cursors, DjangoFloor._cursor() takes care.
 
     def make_cursor(self, cursor: Any) -> Any:
         made = super().make_cursor(cursor)

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQLWrapper
+from helpers import DEADLINE
 from own_pool.stock.base import DatabaseWrapper as OwnStock
 from settings import DATABASES, STOCK_OF
 
@@ -66,6 +68,31 @@ def test_the_same_base_gives_the_same_class() -> None:
     assert make_release_backend(one) is make_release_backend(one)
     assert make_release_backend(one) is not make_release_backend(other)
     assert make_release_backend(OwnStock) is type(connections["own"])
+
+
+def test_threads_that_call_at_once_get_one_class() -> None:
+    """D8: the same base gives the same class, whoever asks first."""
+    threads, made = 8, []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            base = new_base()
+            together = threading.Barrier(threads)
+
+            def call(base: Any = base, together: threading.Barrier = together) -> None:
+                together.wait(DEADLINE)
+                made.append(make_release_backend(base))
+
+            callers = [threading.Thread(target=call) for _ in range(threads)]
+            for caller in callers:
+                caller.start()
+            for caller in callers:
+                caller.join(DEADLINE)
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(made) == 30 * threads
+    assert len(set(made)) == 30
 
 
 def test_the_base_is_left_as_it_was(alias: str) -> None:

@@ -1,0 +1,44 @@
+"""Looks at sockets: is there anything to be read?
+
+A connection at rest has nothing to say, so if there is, it was closed, or ought to be
+looked at.  This is asked before each query.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+
+def peeker(file: int) -> Callable[[], Any]:
+    """Return a function that tells at once whether `file` can be read, or is closed.
+
+    It keeps the GIL.  select.poll() lets go of it, and of a thread that does so in each
+    query another takes it: with four busy threads that cost a seventh of the throughput.
+    """
+    try:
+        import ctypes
+
+        poll = ctypes.PyDLL(None).poll
+    except (ImportError, AttributeError, OSError, TypeError):  # not a POSIX system
+        return partial(waiter(file), 0.0)
+    # struct pollfd: an int, and two shorts, of which the second is the answer.
+    events = select.POLLIN | select.POLLPRI
+    asked = (ctypes.c_short * 4)()
+    ctypes.cast(asked, ctypes.POINTER(ctypes.c_int))[0] = file
+    asked[2] = events
+    return partial(poll, asked, 1, 0)  # which keeps what it points to
+
+
+def waiter(file: int) -> Callable[[float], Any]:
+    """Return a function that waits, given seconds, until `file` can be read.
+
+    It returns something true if so.
+    """
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(file, select.POLLIN | select.POLLPRI)
+        return lambda seconds: poll.poll(seconds * 1000)
+    return lambda seconds: select.select([file], [], [], seconds)[0]
