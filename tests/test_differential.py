@@ -227,7 +227,11 @@ class Machine(RuleBasedStateMachine):
     def both(self, action: Callable[[Side], Any]) -> Result:
         """Do `action` on both sides; return what it did, if it did the same."""
         self.sound = False
+        before = self.stock.wrapper.connection
         stock, ours = attempt(action, self.stock), attempt(action, self.ours)
+        after = self.stock.wrapper.connection
+        if None not in (before, after) and before is not after:
+            self.session_ended()  # a health check failed, so the connection was replaced
         self.forget_what_stock_gave_back()
         assert ours.comparable() == stock.comparable(), f"ours: {ours}; stock: {stock}"
         return stock
@@ -487,6 +491,8 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def savepoint(self) -> None:
         result = self.both(lambda side: side.wrapper.savepoint())
+        if result.raised:
+            self.cursor_came_and_went()  # it was refused when it was about to be sent
         if result.value is not None:
             self.savepoints.append(result.value)
 
@@ -503,6 +509,7 @@ class Machine(RuleBasedStateMachine):
         if result.raised:
             # Else it may be one that ours never sent (A2).
             self.count_statement(result)
+            self.cursor_came_and_went()
 
     # ##### Modes and ends #####
 
