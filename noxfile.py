@@ -98,6 +98,15 @@ def demo(session: nox.Session) -> None:
     session.run("python", "-m", "demo", "--output", str(output), *session.posargs)
 
 
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure what early release costs and gives, beside stock.  Takes `--quick`."""
+    install(session, "demo")
+    output = Path("build", "bench").absolute()
+    session.chdir("tests")
+    session.run("python", "-m", "bench", "--output", str(output), *session.posargs)
+
+
 # ##### Test it #####
 
 

@@ -38,13 +38,13 @@ def draw(stock: Run, ours: Run, directory: Path) -> list[Path]:
     files = []
     for theme in THEMES:
         file = directory / f"demo-{theme.name}.png"
-        with rc_context(_style(theme)):
+        with rc_context(style(theme)):
             _figure(stock, ours, theme).savefig(file, dpi=160)
         files.append(file)
     return files
 
 
-def _style(theme: Theme) -> Any:
+def style(theme: Theme) -> Any:
     return {
         "figure.facecolor": theme.background,
         "savefig.facecolor": theme.background,

@@ -1,0 +1,1 @@
+"""What early release costs, and what it gives: `nox -s bench`."""
