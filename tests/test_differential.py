@@ -227,10 +227,11 @@ class Machine(RuleBasedStateMachine):
     def both(self, action: Callable[[Side], Any]) -> Result:
         """Do `action` on both sides; return what it did, if it did the same."""
         self.sound = False
-        before = self.stock.wrapper.connection
+        wrapper = self.stock.wrapper
+        # connect() makes new lists.
+        before = None if wrapper.connection is None else wrapper.savepoint_ids
         stock, ours = attempt(action, self.stock), attempt(action, self.ours)
-        after = self.stock.wrapper.connection
-        if None not in (before, after) and before is not after:
+        if before is not None and before is not wrapper.savepoint_ids:
             self.session_ended()  # a health check failed, so the connection was replaced
         self.forget_what_stock_gave_back()
         assert ours.comparable() == stock.comparable(), f"ours: {ours}; stock: {stock}"
