@@ -19,6 +19,7 @@ from server import create_database, provide_server
 from bench import report
 from bench.bouncer import bouncer
 from bench.load import Load
+from bench.picture import draw
 
 DATABASE = "django_pg_real_pool_bench"
 THREADS = 64
@@ -37,30 +38,31 @@ def main() -> None:
 
     provide_server()
     os.environ["PGDATABASE"] = DATABASE
-    print(f"{date.today()}: {surroundings()}.\n", flush=True)
-    found: dict[str, Any] = {"date": str(date.today()), "machine": surroundings()}
-
-    found["operations"] = operations(rounds=20 if quick else 150)
-    print(report.operations(found["operations"]), flush=True)
-
-    found["contention"] = contention(seconds=1.5 if quick else 5, times=2 if quick else 5)
-    print(report.contention(found["contention"]), flush=True)
-
-    found["throughput"] = throughput(
-        sizes=[4, 64] if quick else SIZES,
-        works=[50.0] if quick else OTHER_WORK,
-        seconds=2 if quick else 4,
-    )
-    print(report.throughput(found["throughput"]), flush=True)
-
     options.output.mkdir(parents=True, exist_ok=True)
-    file = options.output / "bench.json"
-    file.write_text(json.dumps(found, indent=1))
-    print(f"figures: {file.resolve()}")
-    from bench.picture import draw  # last, so that all is written if it fails
+    with (options.output / "bench.txt").open("w") as text:
 
-    for picture in draw(found, options.output):
-        print(f"picture: {picture.resolve()}")
+        def say(line: str) -> None:
+            print(line, flush=True)
+            print(line, file=text)
+
+        say(f"{date.today()}: {surroundings()}.\n")
+        found: dict[str, Any] = {"operations": operations(rounds=20 if quick else 150)}
+        say(report.operations(found["operations"]))
+        found["contention"] = contention(
+            seconds=1.5 if quick else 5, times=2 if quick else 5
+        )
+        say(report.contention(found["contention"]))
+        found["throughput"] = throughput(
+            sizes=[4, 64] if quick else SIZES,
+            works=[50.0] if quick else OTHER_WORK,
+            seconds=2 if quick else 4,
+        )
+        say(report.throughput(found["throughput"]))
+
+    file = options.output / "bench.json"
+    file.write_text(json.dumps(found))
+    for written in [text.name, file, *draw(found, options.output)]:
+        print(f"written: {Path(written).resolve()}")
 
 
 def operations(rounds: int) -> Any:
