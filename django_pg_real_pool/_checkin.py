@@ -7,7 +7,7 @@ import time
 from _thread import get_ident
 from typing import Any
 
-from . import _reaper
+from . import _reaper, _registry
 from ._lease import Event, Hold
 from ._origins import find_origin
 from ._state import LeaseState
@@ -32,9 +32,11 @@ class Checkin(LeaseState):
         Otherwise what the statement did or raised is not disturbed: what database or
         pool raise is logged.  Anything else, a time limit say, is raised in the end.
         """
+        if self._is_given_back:
+            self._forget_connection()  # interrupted, the last time, right after that
+            return
         hooks = self._hooks
         ident = get_ident()
-        self._is_given_back = False
         # Whatever is thrown into this thread from here on, the connection is not kept,
         # nor given to anybody before it is clean.
         try:
@@ -67,9 +69,15 @@ class Checkin(LeaseState):
                 raise
             self._log_failure(error)
         finally:
-            self._ending_lease = self._is_dirty = self._is_beyond_reset = False
-            self.connection = None
+            self.connection = None  # first: what comes next may be interrupted
+            self._forget_connection()
             inside_pool.discard(ident)
+
+    def _forget_connection(self) -> None:
+        self.connection = None
+        self._is_given_back = False
+        self._ending_lease = self._is_dirty = self._is_beyond_reset = False
+        _registry.leased.pop(id(self), None)
 
     def _discard(self) -> None:
         try:

@@ -17,7 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.utils.asyncio import async_unsafe
 
-from . import _reaper
+from . import _reaper, _registry
 from ._checkin import inside_pool
 from ._holding import Holding
 from ._lease import Event
@@ -181,8 +181,10 @@ class Checkout(Holding):
         ident = get_ident()
         started = monotonic()
         inside_pool.add(ident)
+        self._is_given_back = self._ending_lease = False
         try:
             self.connection = self._hooks.pool.checkout(self)
+            _registry.leased[id(self)] = self.connection
         except self._hooks.pool.exhausted() as error:
             message = explain_exhaustion(self, monotonic() - started)
             of_pool: Any = type(error)

@@ -17,6 +17,9 @@ from weakref import WeakSet
 class Driver:
     """Any driver that follows PEP 249."""
 
+    #: `in_transaction()` only guesses, by the mode.
+    guesses = True
+
     def __init__(self) -> None:
         self._set_up: WeakSet[Any] = WeakSet()
 

@@ -34,7 +34,8 @@ class DjangoFloor(_Base):
             super().connect()
 
     def close(self) -> None:
-        self._is_given_back = True
+        if self._releasing and self.connection is not None:
+            self._is_given_back = True
         if self._ending_lease:
             self._hooks.pool.checkin(self)
             self.connection = None

@@ -31,6 +31,8 @@ def _forget_parent() -> None:
     _checkin.inside_pool.clear()
     for adapter in pools_in_use:
         _inherited.append(adapter.abandon())
+    _inherited.append(dict(_registry.leased))
+    _registry.leased.clear()
     for wrapper in _registry.wrappers():
         wrapper._lease_lock = RLock()
         if not wrapper._releasing:
@@ -41,6 +43,7 @@ def _forget_parent() -> None:
                 wrapper._hooks.driver.abandon(cursor)
         _inherited.append(wrapper.connection)
         wrapper.connection = None
+        wrapper._is_given_back = False
         wrapper._lease.happened(Event.CLOSED)
         wrapper._setting_up = 0
         wrapper._is_dirty = wrapper._is_beyond_reset = False

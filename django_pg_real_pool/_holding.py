@@ -91,8 +91,11 @@ class Holding(Checkin):
             if Hold.PIN not in self._lease.holds:
                 self._lease.happened(Event.SESSION_CHANGED)
 
-    def _settle(self) -> None:
-        """Bring the holds up to date with the connection; release if none is left."""
+    def _settle(self, ended: bool = False) -> None:
+        """Bring the holds up to date with the connection; release if none is left.
+
+        After a COMMIT or ROLLBACK, `ended` says what not every driver can tell.
+        """
         connection = self.connection
         if connection is None or self._setting_up or not self._releasing:
             return
@@ -100,7 +103,10 @@ class Holding(Checkin):
         holds = lease.holds
         if self._closed_elsewhere or CURSOR in holds:
             lost = self._reclaim_cursors()
-        if self._hooks.driver.in_transaction(connection, self.autocommit):
+        driver = self._hooks.driver
+        if not (ended and driver.guesses) and driver.in_transaction(
+            connection, self.autocommit
+        ):
             if TRANSACTION not in holds:
                 lease.happened(Event.TRANSACTION_BEGAN)
                 if self._options.track_origins:

@@ -59,6 +59,13 @@ class NativePool(Pool):
         pool = self._opened[wrapper.alias][1]
         return getattr(pool.connection_class, "last_error", None)
 
+    def prepare(self, wrapper: LeaseState) -> None:
+        options = wrapper.settings_dict["OPTIONS"].get("pool")
+        is_wanted = options and self.releases(wrapper)
+        if is_wanted and wrapper.alias not in wrapper._connection_pools:
+            with self._lock:
+                self._made_by_django(wrapper, options)
+
     def checkout(self, wrapper: LeaseState) -> Any:
         pool = wrapper._open_pool
         is_known = pool is not None
@@ -184,7 +191,7 @@ class NativePool(Pool):
             "OPTIONS": {**settings["OPTIONS"], "pool": options},
         }
         try:
-            pool = wrapper.pool  # type: ignore[attr-defined]
+            pool = wrapper._pool_of_base()  # type: ignore[attr-defined]
         finally:
             wrapper.settings_dict = settings
         connecting = pool.connection_class

@@ -59,6 +59,9 @@ class Pool:
             return False
         return wrapper.settings_dict["OPTIONS"].get("pool") is not False
 
+    def prepare(self, wrapper: LeaseState) -> None:
+        """Make the pool that the base would make when its `pool` is read."""
+
     def checkout(self, wrapper: LeaseState) -> Any:
         """Return a connection that is `wrapper`'s alone until `checkin`."""
         return wrapper.get_new_connection(wrapper.get_connection_params())

@@ -74,6 +74,8 @@ def cut_inherited() -> None:
 class Psycopg(Driver):
     """psycopg 3."""
 
+    guesses = False
+
     # ##### What is known of a physical connection #####
 
     def is_set_up(self, physical: Any) -> bool:

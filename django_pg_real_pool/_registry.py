@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 if TYPE_CHECKING:
@@ -29,3 +29,8 @@ def renew_lock() -> None:
     """In a forked child: another thread of the parent may have held it."""
     global _lock
     _lock = Lock()
+
+
+#: The connections that are out, by the identity of their wrapper.  A wrapper that is
+#: collected must not take its connection along: pools have finalisers of their own.
+leased: dict[int, Any] = {}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-#: What stock's connect() resets: the wrapper's view of its transaction.
+#: The wrapper's view of its transaction: what stock's connect() resets, and the rest.
 TRANSACTION_STATE: dict[str, Callable[[], Any]] = {
     "in_atomic_block": bool,
     "savepoint_ids": list,
@@ -78,7 +78,7 @@ class LeaseState(_Base):
         self._checking_out = False
         #: True while the base's close() runs to end a lease and not a session.
         self._ending_lease = False
-        #: Whether the connection that is being given back has reached the pool.
+        #: Whether the pool has the connection again, though `connection` is it still.
         self._is_given_back = False
         #: Whether somebody may have changed the session during this lease.
         self._is_dirty = False

@@ -53,6 +53,10 @@ class ConnectionReleaseMixin(Checkout):
         """The base's pool, where it has such an attribute; never opened by reading it."""
         if self._pool_stand_in is not None:
             return self._pool_stand_in
+        self._hooks.pool.prepare(self)
+        return self._pool_of_base()
+
+    def _pool_of_base(self) -> Any:
         return super().pool  # type: ignore[misc]
 
     # ##### Establishing and ending a connection #####
@@ -175,10 +179,12 @@ class ConnectionReleaseMixin(Checkout):
             self._unsent_savepoints.clear()
             return
         self._validate_end_of_transaction()
+        has_ended = False
         try:
             super().commit()
+            has_ended = True
         finally:
-            self._transaction_ended()
+            self._transaction_ended(has_ended)
 
     def rollback(self) -> None:
         if self.connection is None:
@@ -186,10 +192,12 @@ class ConnectionReleaseMixin(Checkout):
             self._unsent_savepoints.clear()
             return
         self._validate_end_of_transaction()
+        has_ended = False
         try:
             super().rollback()
+            has_ended = True
         finally:
-            self._transaction_ended()
+            self._transaction_ended(has_ended)
 
     def _validate_end_of_transaction(self) -> None:
         # As stock does next; but what is refused must not be taken for an end.
@@ -201,10 +209,10 @@ class ConnectionReleaseMixin(Checkout):
             with self._lease_lock:
                 self._settle()
 
-    def _transaction_ended(self) -> None:
+    def _transaction_ended(self, certainly: bool) -> None:
         # Before set_autocommit(True), hence before the callbacks of on_commit() run.
         with self._lease_lock:
-            self._settle()
+            self._settle(ended=certainly)
 
     # ##### Cursors #####
 

@@ -56,6 +56,15 @@ def test_the_connection_that_was_used_last_is_given_out(full: str) -> None:
     assert len(meet(full, 20)) == 1
 
 
+def test_a_pool_that_was_looked_at_before_its_first_use_is_the_same() -> None:
+    """D1: what monitors read must not decide what the pool is."""
+    with extra_alias("watched_native", "native") as name:
+        wrapper: Any = connections[name]
+        assert wrapper.pool.get_stats()["pool_max"] == 2
+        fill(name)
+        assert len(meet(name, 20)) == 1
+
+
 def test_stock_gives_out_each_connection_in_turn(engine: str) -> None:
     """What the test above would see if nothing were done."""
     with extra_alias(f"turns_{engine}", STOCK_OF[engine]) as stock:

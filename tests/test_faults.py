@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -335,6 +336,31 @@ def test_threads_that_died_do_not_exhaust_the_pool(alias: str) -> None:
 
         select_one(name)
         kept.clear()
+
+
+@pytest.mark.parametrize("alias", ["native"], indirect=True)
+def test_what_is_collected_together_comes_back_once(
+    alias: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F3, R7: both the wrapper and its connection see to it that the pool is complete."""
+    caplog.set_level("CRITICAL")  # a record would keep the connection alive
+    with extra_alias(f"garbage_{alias}", alias, size=2) as name:
+        wrapper: Any = connections[name]
+        pool = wrapper.pool
+        kept = []
+
+        def die() -> None:
+            connections[name].ensure_connection()
+            kept.append(connections[name])
+
+        for _ in range(3):
+            in_thread(die)
+            kept.clear()
+            gc.collect()
+            wait_until(lambda: census(name) == (2, 0), "the connection is replaced")
+        pool.check()
+        wait_until(lambda: census(name) == (2, 0), "the pool is as it was")
+        assert len(pool._pool) == 2
 
 
 # ##### F4: an exhausted pool #####

@@ -1,0 +1,202 @@
+"""What goes wrong seldom: at a health check, in a finaliser, while something ends."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from typing import Any
+
+import pytest
+from django.db import InternalError, ProgrammingError, close_old_connections, connections
+from django.db.transaction import atomic
+from faults import extra_alias
+from helpers import backend_pid, census, wait_until
+from leases import Stop
+from settings import UNPOOLED_OF
+from traffic import warm_up
+
+from django_pg_real_pool import pin_connection
+
+
+def kill(observer: Any, pid: int) -> None:
+    """End one server process, and wait until it is gone."""
+    observer.execute("SELECT pg_terminate_backend(%s)", [pid])
+    alive = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
+    wait_until(
+        lambda: observer.execute(alive, [pid]).fetchone() == (0,),
+        f"{pid} has ended",
+    )
+
+
+# ##### Is it usable? #####
+
+
+def test_whether_it_is_usable_is_asked_without_keeping_it(alias: str, wrapper: Any) -> None:
+    """A1, R1: nor does the question begin the transaction of a block."""
+    warm_up(alias)
+    with atomic(alias):
+        assert wrapper.is_usable()
+        assert wrapper.connection is None
+        assert census(alias).in_use == 0
+
+
+def test_a_server_that_is_not_there_is_not_usable(alias: str) -> None:
+    away: dict[str, Any] = {"HOST": "127.0.0.1", "PORT": 1}
+    with extra_alias(f"away_{alias}", alias, timeout=0.5, connects=False, **away) as name:
+        wrapper: Any = connections[name]
+        assert wrapper.get_autocommit()
+        assert not wrapper.is_usable()
+        assert wrapper.connection is None
+        wrapper.close_pool()
+
+
+@pytest.mark.parametrize("alias", ["dj", "own"], indirect=True)
+def test_a_pin_survives_the_health_check_that_fails(alias: str, observer: Any) -> None:
+    """P1: another connection, but it is pinned.  (Django's own pool refuses an age.)"""
+    age: dict[str, Any] = {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
+    with extra_alias(f"checked_{alias}", alias, **age) as name:
+        with pin_connection(name) as wrapper:
+            pid = backend_pid(name)
+            close_old_connections()  # the next statement is the next request's first
+            kill(observer, pid)
+            other = backend_pid(name)
+            assert other != pid
+            assert backend_pid(name) == other
+            assert wrapper.connection is not None
+        assert wrapper.connection is None
+
+
+@pytest.mark.parametrize("alias", ["dj", "own"], indirect=True)
+def test_a_session_ends_with_the_request_even_if_connections_do_not(alias: str) -> None:
+    """S2, S3: for a connection that stock would keep."""
+    with extra_alias(f"aged_{alias}", alias, size=1, CONN_MAX_AGE=None) as name:
+        with connections[name].cursor() as cursor:
+            cursor.execute("SET statement_timeout = '7s'")
+        assert connections[name].connection is not None
+        close_old_connections()
+        assert connections[name].connection is None
+        with connections[name].cursor() as cursor:
+            cursor.execute("SHOW statement_timeout")
+            assert cursor.fetchone() == ("0",)
+
+
+# ##### What is dropped #####
+
+
+def test_a_wrapper_that_is_dropped_gives_its_connection_back(
+    alias: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R7: on the reaper's thread, because a finaliser may run anywhere."""
+    warm_up(alias)
+    other: Any = connections[alias].copy()
+    other.connect()
+    assert census(alias).in_use == 1
+    del other
+    gc.collect()
+    wait_until(lambda: "was dropped with" in caplog.text, "the reaper found it")
+    wait_until(lambda: census(alias).in_use == 0, "it was given back, once")
+
+
+def test_a_copy_of_an_unpooled_wrapper_shares_its_connection(alias: str) -> None:
+    """D7: as a copy of stock's does."""
+    wrapper: Any = connections[UNPOOLED_OF[alias]]
+    wrapper.ensure_connection()
+    copied = copy.copy(wrapper)
+    assert copied.connection is wrapper.connection
+    wrapper.close()
+    copied.connection = None
+
+
+def test_executemany_that_is_interrupted_holds_nothing(alias: str, wrapper: Any) -> None:
+    """R3: though nobody closes its cursor."""
+
+    def stop(*args: Any) -> None:
+        raise Stop
+
+    warm_up(alias)
+    cursor = wrapper.cursor()
+    with pytest.raises(Stop), wrapper.execute_wrapper(stop):
+        cursor.executemany("INSERT INTO item (name) VALUES (%s)", [["a"]])
+    assert wrapper.connection is None
+    assert census(alias).in_use == 0
+
+
+# ##### What can't be ended as it ought to be #####
+
+
+def test_close_survives_a_server_side_cursor_that_can_not_be_ended(
+    alias: str, wrapper: Any, observer: Any
+) -> None:
+    """R8, R3: the connection broke with its portal open."""
+    with atomic(alias):
+        pid = backend_pid(alias)
+        cursor = wrapper.chunked_cursor()
+        cursor.execute("SELECT 1")
+        kill(observer, pid)
+        wrapper.close()
+        assert wrapper.connection is None
+    wait_until(lambda: census(alias).in_use == 0, "nothing is in use")
+    assert backend_pid(alias) != pid
+
+
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
+def test_a_lost_server_side_cursor_can_not_be_ended(
+    alias: str, wrapper: Any, observer: Any
+) -> None:
+    """R6, R3: the connection broke in between."""
+    with atomic(alias):
+        pid = backend_pid(alias)
+        cursor = wrapper.chunked_cursor()
+        cursor.execute("SELECT 1")
+        kill(observer, pid)
+        del cursor
+        gc.collect()
+        wrapper.close()
+        assert wrapper.connection is None
+    wait_until(lambda: census(alias).in_use == 0, "nothing is in use")
+    assert backend_pid(alias) != pid
+
+
+def test_a_schema_editor_that_can_not_begin_holds_nothing(alias: str, wrapper: Any) -> None:
+    """R3: its savepoint is refused, because the transaction has failed."""
+    with atomic(alias):
+        with pytest.raises(ProgrammingError), wrapper.cursor() as cursor:
+            cursor.execute("SELECT no_such_column")
+        with pytest.raises(InternalError, match="aborted"), wrapper.schema_editor():
+            pass
+        assert "pin" not in wrapper._lease.describe()
+        wrapper.set_rollback(True)
+    assert wrapper.connection is None
+
+
+def test_close_in_a_block_without_a_statement_ends_the_block(
+    alias: str, wrapper: Any
+) -> None:
+    """R8, D1: as Django's own, though there is no connection to be closed."""
+
+    def run(alias: str) -> tuple[Any, ...]:
+        used: Any = connections[alias]
+        with atomic(alias):
+            used.close()
+            with pytest.raises(ProgrammingError, match="atomic block") as refused:
+                used.cursor()
+            state = (used.closed_in_transaction, used.needs_rollback)
+        return (*state, str(refused.value), used.in_atomic_block)
+
+    # Of the stock wrappers, only Django's lets nobody use what close() gave back.
+    assert run(alias) == run("stock_native")
+    assert backend_pid(alias)
+
+
+@pytest.mark.parametrize("alias", ["dj"], indirect=True)
+def test_a_connection_that_was_closed_in_the_pool_is_replaced(alias: str) -> None:
+    """F2: QueuePool itself does not look."""
+    with extra_alias(f"closed_{alias}", alias, size=1) as name:
+        wrapper: Any = connections[name]
+        with wrapper.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            (pid,) = cursor.fetchone()
+            physical = wrapper._hooks.pool.physical(wrapper.connection)
+        assert wrapper.connection is None
+        physical.close()
+        assert backend_pid(name) != pid

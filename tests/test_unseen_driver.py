@@ -1,0 +1,145 @@
+"""What is safe for a driver and a pool that this library has never seen: SQLite's."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from django.db import ProgrammingError, connections
+from django.db.backends.sqlite3 import base
+from django.db.transaction import atomic, on_commit
+
+from django_pg_real_pool import make_release_backend, pin_connection
+
+ALIAS = "unseen"
+
+
+class PooledSQLite(base.DatabaseWrapper):
+    """SQLite behind the smallest pool there is: a list."""
+
+    idle: ClassVar[list[Any]] = []
+    in_use: ClassVar[list[Any]] = []
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        new = super().get_new_connection
+        connection = self.idle.pop() if self.idle else new(conn_params)
+        self.in_use.append(connection)
+        return connection
+
+    def _close(self) -> None:
+        self.in_use.remove(self.connection)
+        try:
+            self.connection.rollback()
+        except sqlite3.ProgrammingError:
+            return  # it was closed
+        self.idle.append(self.connection)
+
+
+class Opaque:
+    """A cursor as some drivers write them: in C, without weak references."""
+
+    __slots__ = ("_cursor",)
+
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+
+class WithOpaqueCursors(PooledSQLite):
+    def create_cursor(self, name: str | None = None) -> Any:
+        return Opaque(super().create_cursor(name))
+
+
+@pytest.fixture(params=[PooledSQLite, WithOpaqueCursors])
+def unseen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    settings = connections.configure_settings(
+        {
+            "default": {},
+            ALIAS: {
+                "ENGINE": "django.db.backends.sqlite3",
+                "NAME": str(tmp_path / "database"),
+            },
+        }
+    )[ALIAS]
+    connections.settings[ALIAS] = settings
+    wrapper = make_release_backend(request.param)(settings, ALIAS)
+    connections[ALIAS] = wrapper
+    with wrapper.cursor() as cursor:
+        cursor.execute("CREATE TABLE item (name text)")
+    yield wrapper
+    wrapper.close()
+    assert PooledSQLite.in_use == []
+    del connections[ALIAS]
+    del connections.settings[ALIAS]
+    while PooledSQLite.idle:
+        PooledSQLite.idle.pop().close()
+
+
+def add(wrapper: Any, name: str) -> None:
+    with wrapper.cursor() as cursor:
+        cursor.execute("INSERT INTO item VALUES (%s)", [name])
+
+
+def names(wrapper: Any) -> list[str]:
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT name FROM item ORDER BY name")
+        return [name for (name,) in cursor.fetchall()]
+
+
+def test_it_is_released_after_each_statement(unseen: Any) -> None:
+    """R1, and what was done stays done."""
+    add(unseen, "a")
+    assert (unseen.connection, PooledSQLite.in_use) == (None, [])
+    assert names(unseen) == ["a"]
+    assert (unseen.connection, PooledSQLite.in_use) == (None, [])
+
+
+def test_a_block_holds_it_until_the_end(unseen: Any) -> None:
+    """A2, R1: whatever can't be asked of the driver is taken for a transaction."""
+    with atomic(ALIAS):
+        assert PooledSQLite.in_use == []
+        add(unseen, "a")
+        assert len(PooledSQLite.in_use) == 1
+    assert PooledSQLite.in_use == []
+    assert names(unseen) == ["a"]
+
+
+def test_it_is_released_before_the_callbacks(unseen: Any) -> None:
+    """R2: after a COMMIT there is no transaction, whatever the driver can tell."""
+    seen = []
+    with atomic(ALIAS):
+        add(unseen, "a")
+        on_commit(lambda: seen.append(list(PooledSQLite.in_use)), using=ALIAS)
+    assert seen == [[]]
+
+
+def test_a_block_that_is_rolled_back_is_undone(unseen: Any) -> None:
+    with atomic(ALIAS):
+        add(unseen, "a")
+        unseen.set_rollback(True)
+    assert PooledSQLite.in_use == []
+    assert names(unseen) == []
+
+
+def test_a_session_that_may_have_changed_is_not_used_again(unseen: Any) -> None:
+    """S3: no reset is known, so the connection is replaced."""
+    with pin_connection(ALIAS):
+        used = unseen.connection
+    assert used not in PooledSQLite.idle
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        used.execute("SELECT 1")
+    assert names(unseen) == []
+
+
+def test_close_closes_an_open_cursor(unseen: Any) -> None:
+    """R8: it never reaches the connection again."""
+    cursor = unseen.cursor()
+    unseen.close()
+    assert PooledSQLite.in_use == []
+    with pytest.raises(ProgrammingError, match="closed"):
+        cursor.execute("SELECT 1")
