@@ -12,6 +12,9 @@ from django.db import connections
 
 DEADLINE = 10.0
 
+#: Seconds that a pool may take to make a connection before it is counted as lost.
+SETTLING = 1.0
+
 T = TypeVar("T")
 
 
@@ -37,8 +40,30 @@ def census(alias: str) -> Census:
         return Census(len(small.idle), len(small.in_use))
     if alias not in wrapper._connection_pools:
         return Census(0, 0)
-    stats = wrapper._connection_pools[alias].get_stats()
-    return Census(stats["pool_available"], stats["pool_size"] - stats["pool_available"])
+    return _census_of_native(wrapper._connection_pools[alias])
+
+
+def _census_of_native(pool: Any) -> Census:
+    """Wait for a moment until the pool is not making a connection, then count.
+
+    Its size has those that it is still making, too; which of them are out is told by
+    the note that it keeps on each.  Its size is believed in the end, because it alone
+    has a connection that was lost.
+    """
+    deadline = time.monotonic() + SETTLING
+    while True:
+        made = getattr(pool.connection_class, "made", None)
+        stats = pool.get_stats()
+        idle, in_use = (
+            stats["pool_available"],
+            stats["pool_size"] - stats["pool_available"],
+        )
+        if made is None or time.monotonic() > deadline:
+            return Census(idle, in_use)
+        living = [each() for each in list(made)]
+        if in_use <= sum(getattr(each, "_pool", None) is pool for each in living):
+            return Census(idle, in_use)
+        time.sleep(0.005)
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
