@@ -168,6 +168,15 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report")
 
 
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Let everything go wrong for ten minutes, on stock and on ours."""
+    install(session, "demo")
+    output = Path("build", "chaos").absolute()
+    session.chdir("tests")
+    session.run("python", "-m", "chaos", "--output", str(output), *session.posargs)
+
+
 @nox.session(name="django-suite")
 @nox.parametrize("django", list(MATRIX))
 def django_suite(session: nox.Session, django: str) -> None:

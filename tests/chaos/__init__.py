@@ -1,0 +1,1 @@
+"""What goes wrong in production, on purpose and for minutes: `nox -s chaos`."""
