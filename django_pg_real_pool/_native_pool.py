@@ -179,15 +179,14 @@ class NativePool(Pool):
     def _made_by_django(self, wrapper: LeaseState, options: Any) -> Any:
         """Return Django's pool, which is made from the settings where there is none yet.
 
-        It is made without a check at each checkout (see CHECK_AFTER_IDLE), and so that
-        it remembers why it can't connect.
+        It is made so that it remembers why it can't connect, and leaves it to us to
+        check a connection at the checkout.
         """
         settings, options = wrapper.settings_dict, {} if options is True else dict(options)
         if not options.get("close_returns"):
             options["connection_class"] = _remembering(options.get("connection_class"))
         wrapper.settings_dict = {
             **settings,
-            "CONN_HEALTH_CHECKS": False,
             "OPTIONS": {**settings["OPTIONS"], "pool": options},
         }
         try:
@@ -197,6 +196,8 @@ class NativePool(Pool):
         connecting = pool.connection_class
         if connecting is options.get("connection_class"):
             connecting.pool = ref(pool)
+            if getattr(pool, "_check", None) is not None:
+                pool._check = _is_checked_by_us
             if callable(getattr(pool, "schedule_task", None)):
                 connecting.retries = pool.schedule_task = _Retries(pool)
             if type(getattr(pool, "_pool", None)) is deque:
@@ -303,6 +304,10 @@ def _give_back_lost(pool: Any, connection: Any) -> None:
     connection.close()  # whatever it was in the middle of
     connection._pool = pool
     pool.putconn(connection)
+
+
+def _is_checked_by_us(connection: Any) -> None:
+    """Stand for a pool's check, which costs a round trip each time: see CHECK_AFTER_IDLE."""
 
 
 class _LastInFirstOut(deque[Any]):

@@ -37,7 +37,7 @@ ROOT = Path(django_pg_real_pool.__file__).parent
 #: Of psycopg, psycopg_pool, SQLAlchemy and Python; those of Django are in `_django`.
 OF_PSYCOPG = {"_notice_handlers", "_notify_handlers", "_prepared"}
 OF_ADAPTERS = {"_dumpers", "_dumpers_by_oid", "_loaders"}
-OF_POOLS = {"_expire_at", "_pool", "schedule_task"}
+OF_POOLS = {"_check", "_expire_at", "_pool", "schedule_task"}
 OF_SQLALCHEMY = {"_finalizer", "_max_overflow", "_pool"}
 OF_PYTHON = {"_current_frames", "_getframe"}
 OF_DJANGO = {
@@ -228,6 +228,17 @@ def test_the_idle_connections_are_in_line(pool: Any) -> None:
     assert pool.getconn() is first
     pool.putconn(first)
     wait_until(lambda: list(pool._pool) == [last, first], "it is the last in line")
+
+
+def test_the_check_at_each_checkout_is_an_attribute() -> None:
+    checked: list[Any] = []
+    with ConnectionPool(
+        min_size=1, open=True, check=ConnectionPool.check_connection
+    ) as pool:
+        assert pool._check is not None
+        pool._check = checked.append
+        with pool.connection() as connection:
+            assert checked == [connection]
 
 
 def test_attempts_to_connect_are_scheduled_through_the_instance() -> None:

@@ -1,0 +1,74 @@
+"""What is done where something is not there: an optional package, a system call."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+from faults import extra_alias
+from helpers import backend_pid
+
+from django_pg_real_pool import _fork, pool_status
+from django_pg_real_pool._sockets import peeker, waiter
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    left, right = socket.socketpair()
+    with left, right:
+        yield left, right
+
+
+@pytest.mark.parametrize("lacking", ["nothing", "ctypes", "poll"])
+def test_a_socket_is_looked_at_with_what_there_is(
+    lacking: str, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F2: whatever the system has, something to read is seen, and so is the end."""
+    if lacking != "nothing":
+        monkeypatch.setitem(sys.modules, "ctypes", None)
+    if lacking == "poll":
+        monkeypatch.delattr(select, "poll")
+    mine, other = pair
+    looks: list[Callable[[], Any]]
+    wait = waiter(mine.fileno())
+    looks = [peeker(mine.fileno()), lambda: wait(0.01)]
+
+    assert not any(look() for look in looks)
+    other.send(b"x")
+    assert all(look() for look in looks)
+    mine.recv(1)
+    assert not any(look() for look in looks)
+    other.close()
+    assert all(look() for look in looks)
+
+
+def test_where_nothing_forks_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F1: as on Windows."""
+    monkeypatch.delattr(os, "register_at_fork")
+    _fork.watch()
+
+
+def test_a_missing_pool_package_is_djangos_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """D1: it says what to install."""
+    with extra_alias("poolless_native", "native", connects=False) as name:
+        monkeypatch.setitem(sys.modules, "psycopg_pool", None)
+        with pytest.raises(ImproperlyConfigured, match=r"psycopg\[pool\]"):
+            connections[name].cursor()
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("alias", ["native", "dj"], indirect=True)
+def test_a_pool_that_is_not_there_yet_has_no_census(alias: str) -> None:
+    """P3: to ask makes none."""
+    with extra_alias(f"unused_{alias}", alias) as name:
+        status = pool_status(name)
+        assert (status.leases, status.census.size) == ((), None)
+        backend_pid(name)
+        assert pool_status(name).census.size is not None
