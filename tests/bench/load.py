@@ -53,6 +53,8 @@ class Run:
         self.load = load
         self.thing = thing
         self.took: list[float] = []
+        #: Those of them that ended before the run did.
+        self.in_time = 0
         self.failed = 0
         self.end = 0.0
         self.ready = threading.Barrier(load.threads, action=self.begin)
@@ -72,7 +74,9 @@ class Run:
             except Error:
                 self.failed += 1
             else:
-                self.took.append((time.perf_counter() - began) * 1000)
+                ended = time.perf_counter()
+                self.took.append((ended - began) * 1000)
+                self.in_time += ended <= self.end
         connections.close_all()
 
     def request(self, choose: random.Random, pause: float) -> None:
@@ -95,7 +99,7 @@ def main(engine: str, file: Path) -> None:
             future.result()
     cuts = statistics.quantiles(run.took, n=100, method="inclusive")
     result = Result(
-        engine, load, len(run.took) / load.seconds, cuts[49], cuts[98], run.failed
+        engine, load, run.in_time / load.seconds, cuts[49], cuts[98], run.failed
     )
     file.write_text(json.dumps(asdict(result)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 PAIRS = [
@@ -38,7 +39,20 @@ def operations(taken: dict[str, dict[str, list[float]]]) -> str:
     for what, rounds_of_check in taken["session check"].items():
         label = f"session check, {what}"
         lines.append(f"{label:<44}{statistics.median(rounds_of_check):.3f} us")
+    lines += ["", *against_floor(taken)]
     return "\n".join([*lines, ""])
+
+
+def against_floor(taken: dict[str, dict[str, list[float]]]) -> Iterator[str]:
+    """Yield what a checkout and a checkin add, in floors of the pool beneath."""
+    cursor = {name: min(each) for name, each in taken["cursor without SQL"].items()}
+    for pool, stock, ours in (("native", "stock", "ours"), ("dj", "dj stock", "dj ours")):
+        floor = min(taken["floor"][pool])
+        more = cursor[ours] - cursor[stock]
+        yield (
+            f"A cursor without SQL, quickest round, {pool}: {more:.1f} us more than stock's, "
+            f"which is {more / floor:.1f} times the floor of {floor:.1f} us."
+        )
 
 
 def spread(values: list[float]) -> str:
@@ -83,7 +97,23 @@ def throughput(results: list[Any]) -> str:
                 f"  {engine:<26}{each}"
                 + (f"   95 % of ideal with {enough} connections" if enough else "")
             )
+        few = [run for run in engines["ours"] if run["load"]["connections"] == 4]
+        for run in few:
+            share = run["requests_per_second"] / best
+            lines.append(f"  ours with 4 connections has {share:.2f} of the ideal")
     return "\n".join([*lines, ""])
+
+
+def medians(results: list[Any]) -> list[Any]:
+    """Return one result for each engine and load: the one in the middle."""
+    runs: dict[str, list[Any]] = defaultdict(list)
+    for result in results:
+        runs[f"{result['engine']} {result['load']}"].append(result)
+    middle = []
+    for same in runs.values():
+        same.sort(key=lambda run: run["requests_per_second"])
+        middle.append(same[len(same) // 2])
+    return middle
 
 
 def grouped(results: list[Any], by: str) -> dict[Any, dict[str, list[Any]]]:
