@@ -39,6 +39,14 @@ from django_pg_real_pool import pin_connection
 pytest_plugins = ["fix_traffic"]
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """A process that a shell has put into the background ignores it otherwise."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @contextmanager
 def interrupted_by(number: signal.Signals, observer: Any, query: str) -> Iterator[None]:
     """Send a signal to this thread while the server works on `query`."""
