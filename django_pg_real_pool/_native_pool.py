@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import traceback
 from collections import deque
 from copy import copy
 from threading import Lock
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from django.core.exceptions import ImproperlyConfigured
 
-from . import _reaper
+from ._native_connection import remembering
+from ._native_retries import Retries
 from ._pools import Census, Pool
-from ._psycopg import know
 
 if TYPE_CHECKING:
     from ._state import LeaseState
-
-logger = logging.getLogger("django_pg_real_pool")
 
 #: Seconds between two looks at whether a pool that never connected has failed to.
 _FIRST_LOOK = 0.05
 
 #: Seconds that a pool may take to close before another can be opened.
 _CLOSING = 10.0
-
-#: Seconds between two looks at whether a server that was away has returned.
-_RETRY_WITHIN = 1.0
 
 
 class NativePool(Pool):
@@ -84,7 +78,7 @@ class NativePool(Pool):
                 raise
             # Perhaps a time limit, thrown into this thread after the pool had given the
             # connection out.  Nobody but the frames of the traceback has it then: they
-            # let it go, and it is reclaimed (see `_remembering`).
+            # let it go, and it is reclaimed (see `remembering()`).
             traceback.clear_frames(error.__traceback__)
             connection = None
             if not pool.closed or not isinstance(error, _pool_closed()):
@@ -184,7 +178,7 @@ class NativePool(Pool):
         """
         settings, options = wrapper.settings_dict, {} if options is True else dict(options)
         if not options.get("close_returns"):
-            options["connection_class"] = _remembering(options.get("connection_class"))
+            options["connection_class"] = remembering(options.get("connection_class"))
         wrapper.settings_dict = {
             **settings,
             "OPTIONS": {**settings["OPTIONS"], "pool": options},
@@ -199,7 +193,7 @@ class NativePool(Pool):
             if getattr(pool, "_check", None) is not None:
                 pool._check = _is_checked_by_us
             if callable(getattr(pool, "schedule_task", None)):
-                connecting.retries = pool.schedule_task = _Retries(pool)
+                connecting.retries = pool.schedule_task = Retries(pool)
             if type(getattr(pool, "_pool", None)) is deque:
                 pool._pool = _LastInFirstOut(pool._pool)
         return pool
@@ -231,81 +225,6 @@ def _pool_closed() -> type[BaseException]:
     return PoolClosed
 
 
-def _remembering(connection_class: Any) -> Any:
-    """Return a connection class for one pool, which remembers how connecting went.
-
-    Its connections see to it that the pool gets them back.  An exception that is thrown
-    into a thread can hit between any two steps, in the pool's own code too; then nobody
-    has the connection, and the pool counts it for ever.  But it is collected.
-    """
-    from psycopg import Connection
-
-    base = connection_class or Connection
-
-    class Remembering(base):  # type: ignore[misc, valid-type]
-        #: A weak reference to the pool; None in a forked child, where it is no pool.
-        pool: Any = None
-        #: Its `_Retries`.
-        retries: Any = None
-        last_error: BaseException | None = None
-        ever_connected = False
-        #: All there are, found by weak references.
-        made: ClassVar[list[Any]] = []
-        #: Whether it is out, or broken and not replaced yet.
-        _is_lent = False
-
-        @classmethod
-        def connect(cls, *args: Any, **kwargs: Any) -> Any:
-            try:
-                connection = super().connect(*args, **kwargs)
-            except Exception as error:
-                cls.last_error = copy(error)  # without the frames that it went through
-                raise
-            cls.last_error = None
-            cls.ever_connected = True
-            know(connection)
-            cls.made.append(ref(connection, cls.made.remove))
-            if cls.retries is not None:
-                cls.retries.hurry()
-            return connection
-
-        @classmethod
-        def count_lent(cls) -> int:
-            found = [each() for each in list(cls.made)]
-            return sum(each is not None and each._is_lent for each in found)
-
-        def __del__(self) -> None:
-            find, was_pooled = type(self).pool, hasattr(self, "_expire_at")
-            pool = find() if find is not None else None
-            # A pool closes what it lets go of, so this was lost if it is open.
-            if (
-                pool
-                and not pool.closed
-                and was_pooled
-                and (self._is_lent or not self.closed)
-            ):
-                _reaper.run_soon(lambda: _give_back_lost(pool, self))
-            else:
-                super().__del__()
-
-    Remembering.__name__ = base.__name__
-    Remembering.__qualname__ = base.__qualname__
-    Remembering.__module__ = base.__module__
-    return Remembering
-
-
-def _give_back_lost(pool: Any, connection: Any) -> None:
-    """Let the pool replace a connection that an interrupted thread has lost."""
-    logger.warning(
-        "a thread was interrupted while it got a connection from %r or gave it back: "
-        "the connection is replaced",
-        pool.name,
-    )
-    connection.close()  # whatever it was in the middle of
-    connection._pool = pool
-    pool.putconn(connection)
-
-
 def _is_checked_by_us(connection: Any) -> None:
     """Stand for a pool's check, which costs a round trip each time: see CHECK_AFTER_IDLE."""
 
@@ -318,49 +237,6 @@ class _LastInFirstOut(deque[Any]):
     """
 
     popleft = deque.pop
-
-
-class _Retries:
-    """Stands for a pool's `schedule_task()`, to notice early that the server is back.
-
-    For each connection that it lacks, psycopg_pool waits twice as long after each
-    failure, so the longer a server was away, the longer its return is not noticed.
-    Here one of them tries every second, and when it succeeds, the others do not wait.
-    """
-
-    def __init__(self, pool: Any) -> None:
-        self._schedule = type(pool).schedule_task
-        self._pool = ref(pool)
-        self._waiting: list[_Retry] = []
-
-    def __call__(self, task: Any, delay: float) -> None:
-        if getattr(task, "attempt", None) is not None:
-            is_probe = not any(each.is_probe for each in list(self._waiting))
-            task = _Retry(task, self._waiting, is_probe)
-            self._waiting.append(task)
-            if is_probe:
-                delay = min(delay, _RETRY_WITHIN)
-        self._schedule(self._pool(), task, delay)
-
-    def hurry(self) -> None:
-        for retry in list(self._waiting):
-            retry.tick()
-
-
-class _Retry:
-    """An attempt to connect that is scheduled, and may be made earlier: once."""
-
-    def __init__(self, task: Any, waiting: list[_Retry], is_probe: bool) -> None:
-        self._task = task
-        self._waiting = waiting
-        self.is_probe = is_probe
-
-    def tick(self) -> None:
-        try:
-            self._waiting.remove(self)
-        except ValueError:
-            return  # it was made already
-        self._task.tick()
 
 
 class _Handing:
