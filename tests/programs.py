@@ -411,9 +411,9 @@ def what_is_forbidden_outside_a_block(db: Any) -> Any:
 @program
 def savepoints_by_hand(db: Any) -> Any:
     with atomic(db):
-        unused = transaction.savepoint(using=db.alias)
+        unused = db.savepoint()
         insert(db, "a")
-        sid = transaction.savepoint(using=db.alias)
+        sid = db.savepoint()
         insert(db, "b")
         transaction.savepoint_rollback(sid, using=db.alias)
         insert(db, "c")
@@ -424,8 +424,8 @@ def savepoints_by_hand(db: Any) -> Any:
 @program
 def a_savepoint_rolled_back_before_the_first_statement(db: Any) -> Any:
     with atomic(db):
-        sid = transaction.savepoint(using=db.alias)
-        inner = transaction.savepoint(using=db.alias)
+        sid = db.savepoint()
+        inner = db.savepoint()
         transaction.savepoint_rollback(sid, using=db.alias)
         insert(db, "a")
         gone = caught(DatabaseError, lambda: db.savepoint_commit(inner))
@@ -443,10 +443,10 @@ def a_savepoint_that_never_was(db: Any) -> Any:
 @program
 def savepoint_names_counted_anew(db: Any) -> Any:
     with atomic(db):
-        transaction.savepoint(using=db.alias)
+        db.savepoint()
         transaction.clean_savepoints(using=db.alias)
         insert(db, "a")
-        transaction.savepoint(using=db.alias)
+        db.savepoint()
 
 
 @program

@@ -96,7 +96,7 @@ def ask_for_rollback(wrapper: Any) -> None:
 
 def make_a_savepoint(wrapper: Any) -> None:
     with atomic(using=wrapper.alias):
-        sid = transaction.savepoint(using=wrapper.alias)
+        sid = wrapper.savepoint()
         transaction.savepoint_rollback(sid, using=wrapper.alias)
         transaction.savepoint_commit(sid, using=wrapper.alias)
 
@@ -370,16 +370,16 @@ def savepoints_by_hand(alias: str, seen: list[Any]) -> None:
         transaction.on_commit(lambda: seen.append(name), using=alias)
 
     with atomic(using=alias):
-        one = transaction.savepoint(using=alias)
+        one = connections[alias].savepoint()
         register("after one")
-        two = transaction.savepoint(using=alias)
+        two = connections[alias].savepoint()
         register("after two")
         seen.append((type(one), one != two, look(alias)))
         transaction.savepoint_rollback(one, using=alias)
         transaction.savepoint_commit(one, using=alias)
         register("at the end")
     transaction.clean_savepoints(using=alias)
-    seen.append(transaction.savepoint(using=alias))  # None: there is no transaction
+    seen.append(connections[alias].savepoint())  # None: there is no transaction
 
 
 def refused_commit(alias: str, seen: list[Any]) -> None:
@@ -654,8 +654,8 @@ def test_a_savepoint_made_by_hand_before_the_checkout_is_there_after_it(
 ) -> None:
     """A3: `savepoint_rollback()` undoes what came after, whenever it was sent."""
     with atomic(using=either):
-        first = transaction.savepoint(using=either)
-        second = transaction.savepoint(using=either)
+        first = connections[either].savepoint()
+        second = connections[either].savepoint()
         add(either, "undone")
         transaction.savepoint_rollback(second, using=either)
         add(either, "kept for now")

@@ -173,7 +173,7 @@ def callbacks_wait_for_autocommit(db: Any) -> Any:
 
 @program
 def savepoints_outside_a_block(db: Any) -> Any:
-    sid = transaction.savepoint(using=db.alias)
+    sid = db.savepoint()
     insert(db, "a")
     transaction.savepoint_rollback(sid, using=db.alias)
     insert(db, "b")
