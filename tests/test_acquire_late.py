@@ -374,6 +374,7 @@ def savepoints_by_hand(alias: str, seen: list[Any]) -> None:
         register("after one")
         two = connections[alias].savepoint()
         register("after two")
+        assert one is not None
         seen.append((type(one), one != two, look(alias)))
         transaction.savepoint_rollback(one, using=alias)
         transaction.savepoint_commit(one, using=alias)
@@ -656,6 +657,8 @@ def test_a_savepoint_made_by_hand_before_the_checkout_is_there_after_it(
     with atomic(using=either):
         first = connections[either].savepoint()
         second = connections[either].savepoint()
+        assert first is not None
+        assert second is not None
         add(either, "undone")
         transaction.savepoint_rollback(second, using=either)
         add(either, "kept for now")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from django.db import Error, close_old_connections, connection
+from django.db import close_old_connections, connection
 from django.db.models import F
 from django.db.transaction import atomic
 
@@ -77,7 +77,7 @@ class Load:
         error = None
         try:
             kind(choose)
-        except (Error, Interrupted, TimeLimit) as raised:
+        except BaseException as raised:  # noqa: BLE001 - whatever it is, it is a result
             error = f"{type(raised).__name__}: {str(raised).strip().splitlines()[:1]}"
         finally:
             close_old_connections()
@@ -116,8 +116,11 @@ class Load:
         cursor.execute("SELECT pg_backend_pid()")
         (pid,) = cursor.fetchone()
         began = time.monotonic()
-        yield
-        self.spans.append((pid, began, time.monotonic(), threading.get_ident()))
+        try:
+            yield
+        finally:
+            # Until its connection is given back it has it, whatever was raised.
+            self.spans.append((pid, began, time.monotonic(), threading.get_ident()))
 
     def doubled(self) -> int:
         """Return how often two threads had one connection at the same time."""

@@ -38,7 +38,7 @@ def table(results: list[Result], header: bool) -> str:
             sum(result.allowed.values()),
             sum(result.not_allowed.values()),
             result.children_failed,
-            f"{result.recovered_max:.2f} s",
+            "-" if result.recovered_max is None else f"{result.recovered_max:.2f} s",
             "-" if result.leaked is None else result.leaked,
             result.lost,
             result.doubled,
@@ -72,5 +72,5 @@ def complaints(result: Result) -> Iterator[str]:
         yield f"{who} half a transaction was committed"
     if result.children_failed:
         yield f"{who} {result.children_failed} children failed"
-    if result.recovered_max > RECOVERS_WITHIN:
+    if result.recovered_max is not None and result.recovered_max > RECOVERS_WITHIN:
         yield f"{who} it took {result.recovered_max:.1f} s to recover"

@@ -29,6 +29,12 @@ from chaos.faults import FAULTS, SIZE, THREADS, Scene
 from chaos.load import ROWS, Load, Request
 from django_pg_real_pool import ConnectionReleaseMixin, pool_status
 
+#: What is raised where a connection is cut, or can't be had: never a pool's own timeout,
+#: which comes later.
+CONNECTION_ERRORS = {"OperationalError", "InterfaceError"}
+#: Seconds after a fault within which a statement that it cut has failed.
+PROMPTLY = 2.0
+
 
 @dataclass(frozen=True)
 class Result:
@@ -41,8 +47,8 @@ class Result:
     not_allowed: dict[str, int]
     children_failed: int
     #: Seconds, of the slowest and of the one in the middle.
-    recovered_max: float
-    recovered_median: float
+    recovered_max: float | None
+    recovered_median: float | None
     #: Leases that nobody has any more; None: stock has none.
     leaked: int | None
     #: Of the pool's size, after two seconds of rest.
@@ -115,8 +121,8 @@ def judge(fault: str, engine: str, scene: Scene) -> Result:
         allowed=dict(allowed),
         not_allowed=dict(not_allowed),
         children_failed=scene.children_failed,
-        recovered_max=max(scene.recoveries, default=0.0),
-        recovered_median=statistics.median(scene.recoveries or [0.0]),
+        recovered_max=max(scene.recoveries, default=None),
+        recovered_median=statistics.median(scene.recoveries) if scene.recoveries else None,
         leaked=leaked,
         lost=lost,
         doubled=load.doubled(),
@@ -125,13 +131,13 @@ def judge(fault: str, engine: str, scene: Scene) -> Result:
 
 
 def may_fail(request: Request, fault: str, scene: Scene) -> bool:
-    """Return whether a request had a statement on the wire when it was cut."""
+    """Return whether a request failed as one does whose connection is cut under it."""
+    kind = (request.error or "").partition(":")[0]
     if fault == "exceptions":
-        return request.error is not None and request.error.startswith(
-            ("Interrupted", "TimeLimit")
-        )
-    return any(
-        began <= request.ended and request.began <= ended for began, ended in scene.faults
+        return kind in ("Interrupted", "TimeLimit")
+    return kind in CONNECTION_ERRORS and any(
+        began <= request.ended <= ended + PROMPTLY and request.began <= ended
+        for began, ended in scene.faults
     )
 
 
