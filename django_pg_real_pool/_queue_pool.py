@@ -133,11 +133,18 @@ class QueuePool(Pool):
         type(container).lock = Lock()
         self._lines.clear()
         for wrapper in _registry.wrappers():
-            # At the child's end the proxies of SQLAlchemy would roll back.
-            finalizer = getattr(wrapper.connection, "_finalizer", None)
-            if finalizer is not None:
-                finalizer.detach()
+            _forget_end(wrapper.connection)
         return pools
+
+
+def _forget_end(proxy: Any) -> None:
+    """Let a proxy of SQLAlchemy not roll back when it is collected."""
+    finalizer = getattr(proxy, "_finalizer", None)
+    record = getattr(proxy, "_connection_record", None)
+    if finalizer is not None:
+        finalizer.detach()
+    elif record is not None:  # before SQLAlchemy 2.1
+        record.fairy_ref = None
 
 
 def _is_full(pool: Any) -> bool:
