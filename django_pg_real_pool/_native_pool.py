@@ -161,7 +161,8 @@ class NativePool(Pool):
                 pool = self._made_by_django(wrapper, options)
                 try:
                     pool.open()
-                except _pool_closed():
+                except wrapper.Database.OperationalError:  # type: ignore[attr-defined]
+                    # Of which PoolClosed is one; psycopg_pool 3.2 raises it as it is.
                     if time.monotonic() > deadline:
                         raise
                 else:

@@ -145,10 +145,11 @@ class Psycopg(Driver):
             return False
         physical.rollback()  # sends nothing where there is no transaction
         physical.autocommit = True  # DISCARD ALL refuses to be part of one
-        physical.execute("DISCARD ALL")
         if physical.prepare_threshold is not None:
-            # The statements that psycopg prepared are gone; not every version sees it.
+            # What psycopg prepared will be gone, which not every version sees.  Before,
+            # because it has the server forget as well, once the next statement is done.
             physical._prepared.clear()
+        physical.execute("DISCARD ALL")
         return True
 
     # ##### Cursors #####

@@ -26,6 +26,8 @@ from chaos.load import Interrupted, Load, TimeLimit
 SIZE = 4
 RESTARTS = 20
 FORKS = 200
+#: Children that failed, after which no more are forked.
+ENOUGH = 5
 
 Span = tuple[float, float]
 
@@ -126,6 +128,8 @@ def network(scene: Scene) -> None:
 def forks(scene: Scene) -> None:
     """(d) Children are forked, by the main thread and by others, and use the database."""
     for number in range(FORKS):
+        if scene.children_failed == ENOUGH:
+            break  # each that hangs takes long
         if number % 2:
             scene.children_failed += not _fork_and_wait()
         else:
