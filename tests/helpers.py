@@ -47,8 +47,8 @@ def _census_of_native(pool: Any) -> Census:
     """Wait for a moment until the pool is not making a connection, then count.
 
     Its size has those that it is still making, too; which of them are out is told by
-    the note that it keeps on each.  Its size is believed in the end, because it alone
-    has a connection that was lost.
+    the notes that it keeps on each: whose it is, and, once it is made, when it expires.
+    Its size is believed in the end, because it alone has a connection that was lost.
     """
     deadline = time.monotonic() + SETTLING
     while True:
@@ -61,7 +61,8 @@ def _census_of_native(pool: Any) -> Census:
         if made is None or time.monotonic() > deadline:
             return Census(idle, in_use)
         living = [each() for each in list(made)]
-        if in_use <= sum(getattr(each, "_pool", None) is pool for each in living):
+        out = [each for each in living if getattr(each, "_pool", None) is pool]
+        if in_use <= sum(hasattr(each, "_expire_at") for each in out):
             return Census(idle, in_use)
         time.sleep(0.005)
 

@@ -290,6 +290,7 @@ def test_the_fixtures_of_a_project_of_its_own(tmp_path: Path) -> None:
         env={
             **os.environ,
             "PYTHONPATH": str(package),
+            "PYTEST_ADDOPTS": "",  # what our own run was given is not for this one
             "DJANGO_SETTINGS_MODULE": "project_settings",
         },
         capture_output=True,
