@@ -188,15 +188,8 @@ class NativePool(Pool):
             pool = wrapper._pool_of_base()  # type: ignore[attr-defined]
         finally:
             wrapper.settings_dict = settings
-        connecting = pool.connection_class
-        if connecting is options.get("connection_class"):
-            connecting.pool = ref(pool)
-            if getattr(pool, "_check", None) is not None:
-                pool._check = _is_checked_by_us
-            if callable(getattr(pool, "schedule_task", None)):
-                connecting.retries = pool.schedule_task = Retries(pool)
-            if type(getattr(pool, "_pool", None)) is deque:
-                pool._pool = _LastInFirstOut(pool._pool)
+        if pool.connection_class is options.get("connection_class"):
+            _adapt(pool)
         return pool
 
     def _first_getconn(self, pool: Any) -> Any:
@@ -218,6 +211,18 @@ class NativePool(Pool):
                     raise copy(connecting.last_error) from None
                 if remaining <= 0:
                     raise
+
+
+def _adapt(pool: Any) -> None:
+    """Let a pool do some things in another way, where it still has the names for them."""
+    connecting = pool.connection_class
+    connecting.pool = ref(pool)
+    if getattr(pool, "_check", None) is not None:
+        pool._check = _is_checked_by_us
+    if callable(getattr(pool, "schedule_task", None)):
+        connecting.retries = pool.schedule_task = Retries(pool)
+    if type(getattr(pool, "_pool", None)) is deque:
+        pool._pool = _LastInFirstOut(pool._pool)
 
 
 def _pool_closed() -> type[BaseException]:

@@ -89,9 +89,8 @@ class Psycopg(Driver):
         know(physical).client_side = None
 
     def mark_used(self, physical: Any) -> bool:
-        known = physical.__dict__.get(_KNOWN)
-        if known is not None:
-            known.used_at = monotonic()
+        known = physical.__dict__.get(_KNOWN) or know(physical)
+        known.used_at = monotonic()
         return bool(physical.pgconn.transaction_status != ACTIVE)
 
     def is_ready(

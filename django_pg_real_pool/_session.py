@@ -149,8 +149,6 @@ def _tokens(sql: str) -> Iterator[Token]:
         match = _TOKEN.match(sql, position)
         assert match is not None  # the last alternative matches any character
         kind, text = str(match.lastgroup), match.group()
-        if kind == "tag":  # a group within that of the dollar quotes
-            kind = "dollar"
         position = match.end()
         if kind == "comment":
             position = _end_of_comment(sql, position)

@@ -48,6 +48,7 @@ def _census_of_native(pool: Any) -> Census:
 
     Its size has those that it is still making, too; which of them are out is told by
     the notes that it keeps on each: whose it is, and, once it is made, when it expires.
+    A broken one, which it replaces, is not out even if its note says so.
     Its size is believed in the end, because it alone has a connection that was lost.
     """
     deadline = time.monotonic() + SETTLING
@@ -62,7 +63,8 @@ def _census_of_native(pool: Any) -> Census:
             return Census(idle, in_use)
         living = [each() for each in list(made)]
         out = [each for each in living if getattr(each, "_pool", None) is pool]
-        if in_use <= sum(hasattr(each, "_expire_at") for each in out):
+        whole = [each for each in out if hasattr(each, "_expire_at") and not each.closed]
+        if in_use <= len(whole):
             return Census(idle, in_use)
         time.sleep(0.005)
 

@@ -1,0 +1,167 @@
+"""Contract F3, R3: the thread that gives back what other threads lost."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from django.db import connections
+from helpers import backend_pid, census, wait_until
+from traffic import warm_up
+
+from django_pg_real_pool import _reaper, pin_connection, pool_status
+
+
+def held_by_thread(alias: str) -> Any:
+    """Return the wrapper of a thread that has ended in the middle of a pin."""
+    wrappers: list[Any] = []
+
+    def work() -> None:
+        pin_connection(alias).__enter__()
+        wrappers.append(connections[alias])
+
+    thread = threading.Thread(target=work, name="lost")
+    thread.start()
+    thread.join()
+    return wrappers[0]
+
+
+def test_the_threads_that_need_it_start_one_reaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F3: even if they begin at the same moment."""
+    started: list[str] = []
+
+    class Recorded(threading.Thread):
+        def start(self) -> None:
+            started.append(self.name)
+            super().start()
+
+    lock = threading.Lock()
+    monkeypatch.setattr(_reaper, "_thread", None)
+    monkeypatch.setattr(_reaper, "_run", threading.Event().wait)
+    monkeypatch.setattr(_reaper, "_lock", lock)
+    starters = [threading.Thread(target=_reaper.start) for _ in range(2)]
+    with lock:
+        for each in starters:
+            each.start()
+        monkeypatch.setattr("threading.Thread", Recorded)
+    for each in starters:
+        each.join()
+    assert started == ["django-pg-real-pool-reaper"]
+
+
+def test_the_reaper_survives_what_it_runs(caplog: pytest.LogCaptureFixture) -> None:
+    done = threading.Event()
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    _reaper.start()
+    _reaper.run_soon(fail)
+    _reaper.run_soon(done.set)
+    assert done.wait(5)
+    assert "could not give back a connection" in caplog.text
+
+
+def test_a_lease_without_a_hold_is_ended(alias: str, wrapper: Any) -> None:
+    """R3: its thread was interrupted between the last hold's end and the release.
+
+    But not a lease that is about to have its first hold.
+    """
+    warm_up(alias)
+    _reaper.start()
+    wrapper._setting_up = 1
+    wrapper.connect()
+    wrapper._lease.holds.clear()
+    for _ in range(3):
+        _reaper.reap()
+    assert census(alias).in_use == 1
+    wrapper._setting_up = 0
+
+    wait_until(lambda: census(alias).in_use == 0, "the reaper gave it back")
+    assert wrapper.connection is None
+    assert backend_pid(alias)
+
+
+def test_a_lease_that_gets_a_hold_in_time_goes_on(alias: str, wrapper: Any) -> None:
+    """R3: whoever has the lock is at work; what has a hold is not lost."""
+    wrapper.connect()
+    holds = dict(wrapper._lease.holds)
+    wrapper._lease.holds.clear()
+    with wrapper._lease_lock:
+        thread = threading.Thread(target=lambda: [_reaper.reap() for _ in range(3)])
+        thread.start()
+        thread.join()
+        assert wrapper.connection is not None
+
+        def hold(blocking: bool) -> bool:
+            wrapper._lease.holds.update(holds)
+            return bool(lock.acquire(blocking=blocking))
+
+        lock = wrapper._lease_lock
+
+        class Lock:
+            acquire = staticmethod(hold)
+            release = lock.release
+
+        wrapper._lease_lock = Lock()
+        _reaper.reap()
+        wrapper._lease_lock = lock
+    assert wrapper.connection is not None
+    wrapper.close()
+
+
+def test_what_a_thread_leaves_is_given_back_once(
+    alias: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F3: not while somebody is at work with it, nor when somebody was quicker."""
+    warm_up(alias)
+    monkeypatch.setattr(_reaper, "INTERVAL", 0.05)
+    wrapper = held_by_thread(alias)
+    acquired, let_go = threading.Event(), threading.Event()
+
+    def share() -> None:
+        with wrapper._lease_lock:
+            acquired.set()
+            let_go.wait(10)
+
+    sharing = threading.Thread(target=share)
+    sharing.start()
+    assert acquired.wait(5)
+    _reaper._give_back(wrapper, "is busy")
+    assert "is busy" not in caplog.text
+    assert wrapper.connection is not None
+    let_go.set()
+    sharing.join()
+    wait_until(lambda: wrapper.connection is None, "the reaper gave it back")
+
+    _reaper._give_back(wrapper, "has none")
+    assert "has none" not in caplog.text
+    wait_until(lambda: census(alias).in_use == 0, "it is replaced")
+
+
+def test_what_the_main_thread_holds_is_its_own(
+    alias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F3: when that has ended, so does the process, which may still use it."""
+    with pin_connection(alias) as wrapper:
+        monkeypatch.setattr(wrapper._owner, "is_alive", lambda: False)
+        _reaper.reap()
+        assert wrapper.connection is not None
+        monkeypatch.undo()
+
+
+def test_a_stack_without_users_code_tells_its_innermost_frame(alias: str) -> None:
+    """P3: a thread that runs nothing but packages."""
+    wrappers: list[Any] = []
+    wrapper: Any = connections[alias].copy()
+    wrapper.inc_thread_sharing()
+    thread = threading.Thread(target=wrapper.connect, name="packages only")
+    thread.start()
+    thread.join()
+    try:
+        (lease,) = pool_status(alias).leases
+        assert "django_pg_real_pool" in str(lease.origins)
+    finally:
+        wrapper.close()
+    assert wrappers == []
