@@ -34,6 +34,15 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 MATRIX: dict[str, list[str]] = PYPROJECT["tool"]["django-pg-real-pool"]["matrix"]
 PAIRS = [(django, python) for django in MATRIX for python in MATRIX[django]]
 
+#: What others wrote and we are tested with: the groups with-NAME.
+NEIGHBOURS = [
+    group.removeprefix("with-")
+    for group in PYPROJECT["dependency-groups"]
+    if group.startswith("with-")
+]
+#: What a neighbour needs beyond pip: Debian's packages.
+DEBIAN: dict[str, list[str]] = {}
+
 WHEEL = [
     "django_pg_real_pool/__init__.py",
     "django_pg_real_pool/_api.py",
@@ -193,6 +202,24 @@ def django_suite(session: nox.Session, django: str) -> None:
     session.run("python", "-m", "django_suite.run", *session.posargs)
 
 
+@nox.session
+@nox.parametrize("neighbour", NEIGHBOURS)
+def neighbours(session: nox.Session, neighbour: str) -> None:
+    """Test with a real package of others; write the result into the docs' table."""
+    group = f"with-{neighbour}"
+    install(session, "test", pins=groups(group))
+    packages = DEBIAN.get(neighbour, [])
+    install_from_debian(session, packages)
+    names = [Requirement(each).name for each in groups(group)]
+    session.env["REAL_POOL_NEIGHBOUR"] = neighbour
+    session.env["REAL_POOL_NEIGHBOUR_PACKAGES"] = " ".join([*names, *packages])
+    module = neighbour.replace("-", "_")
+    arguments = ["-p", "neighbours.table", f"tests/neighbours/test_with_{module}.py"]
+    if Path("tests", "neighbours", f"settings_{module}.py").exists():
+        arguments.append(f"--ds=neighbours.settings_{module}")
+    session.run("pytest", *arguments, *session.posargs)
+
+
 # ##### Check it #####
 
 
@@ -257,6 +284,19 @@ def install(session: nox.Session, group: str, pins: list[str] | None = None) -> 
     """Install this project's wheel, with its extra, and what `group` needs."""
     session.install(".[dj-db-conn-pool]", *groups(group), *(pins or []))
     session.env["REAL_POOL_EXPECT_WHEEL"] = "1"
+
+
+def install_from_debian(session: nox.Session, packages: list[str]) -> None:
+    """Install Debian's packages where they are missing and may be installed.
+
+    Elsewhere the tests that need them are skipped, and say so.
+    """
+    query = ["dpkg-query", "--show", *packages]
+    if not packages or shutil.which("apt-get") is None or os.geteuid() != 0:
+        return
+    if subprocess.run(query, capture_output=True, check=False).returncode:
+        session.run("apt-get", "update", "-q", external=True, silent=True)
+        session.run("apt-get", "install", "-q", "-y", *packages, external=True, silent=True)
 
 
 def python_of(session: nox.Session) -> str:

@@ -1,0 +1,89 @@
+"""Plugin: writes what was tested, in which version, with which result, into the docs.
+
+`nox -s "neighbours(name)"` names the neighbour in `REAL_POOL_NEIGHBOUR`, and what pip and
+Debian have installed for it in `REAL_POOL_NEIGHBOUR_PACKAGES`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections import Counter
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "neighbours.md"
+HEAD = "| neighbour | versions | with | tests | not run | on |"
+
+#: What each test came to: "passed", "failed" or "skipped".
+_outcomes: Counter[str] = Counter()
+_reasons: set[str] = set()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.outcome != "passed":
+        _outcomes[report.outcome] += 1
+    if report.skipped and isinstance(report.longrepr, tuple):
+        _reasons.add(report.longrepr[2].removeprefix("Skipped: "))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    name = os.environ.get("REAL_POOL_NEIGHBOUR")
+    if name and _outcomes and not session.config.option.collectonly:
+        write_row(PAGE, row_of(name))
+
+
+def row_of(name: str) -> str:
+    packages = os.environ.get("REAL_POOL_NEIGHBOUR_PACKAGES", "").split()
+    versions = ", ".join(f"{package} {version_of(package)}" for package in packages)
+    surroundings = f"Python {platform.python_version()}, Django {version_of('django')}"
+    result = ", ".join(
+        f"{_outcomes[each]} {each}" for each in ("passed", "failed") if _outcomes[each]
+    )
+    skipped = f"{_outcomes['skipped']}: {'; '.join(sorted(_reasons))}"
+    cells = [
+        name,
+        versions,
+        surroundings,
+        result or "none",
+        skipped if _reasons else "",
+        str(date.today()),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return _debian_version_of(package)
+
+
+def _debian_version_of(package: str) -> str:
+    try:
+        shown = subprocess.run(
+            ["dpkg-query", "--show", "--showformat=${Version}", package],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+    except FileNotFoundError:
+        shown = ""
+    return re.sub(r"^\d+:|[-+].*", "", shown) or "is not installed"
+
+
+def write_row(page: Path, row: str) -> None:
+    """Put a row into the page's table, in place of the one for the same neighbour."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    first = lines.index(HEAD) + 2
+    end = first
+    while end < len(lines) and lines[end].startswith("|"):
+        end += 1
+    rows = {each.split("|")[1]: each for each in [*lines[first:end], row]}
+    lines[first:end] = [rows[name] for name in sorted(rows)]
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
