@@ -56,7 +56,8 @@ class DjangoFloor(_Base):
                 else:
                     if self._closed_elsewhere or Hold.CURSOR in self._lease.holds:
                         self._warn_of(self._reclaim_cursors())
-                    self._replace_if_health_check_failed()
+                    if self._hooks.health_check or not self.health_check_done:
+                        self._replace_if_health_check_failed()
                 with self.wrap_database_errors:
                     cursor = self._prepare_cursor(self.create_cursor(name))
                     if self._hooks.makes_cursors and not isinstance(

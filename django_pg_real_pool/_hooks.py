@@ -31,6 +31,8 @@ class Hooks:
     #: through it.
     connect: bool
     close: bool
+    #: A base's own `close_if_health_check_failed()` is asked before each cursor.
+    health_check: bool = field(repr=False)
     #: A base's own `_cursor()` is what a call of it reaches first.
     cursor: bool
     #: A base's `init_connection_state()` must run at every checkout, because it may
@@ -88,6 +90,7 @@ def read(cls: Any) -> Hooks:
     return Hooks(
         connect=definer(cls, "connect") is not BaseDatabaseWrapper,
         close=close,
+        health_check=not is_djangos(definer(cls, "close_if_health_check_failed")),
         cursor=_is_of_base(cls, "_cursor"),
         init_every_time=not is_known(definer(cls, "init_connection_state")),
         makes_cursors=not _is_ours(cls, "make_cursor", "make_debug_cursor"),

@@ -315,6 +315,23 @@ def test_an_override_runs_as_often_as_its_author_expects(
 
 
 @WAYS
+def test_an_override_of_the_health_check_runs_before_each_cursor(
+    alias: str, way: Any
+) -> None:
+    """D6: of a lease, that is: a connection that comes from the pool was looked at."""
+    calls, overrides = counting("close_if_health_check_failed")
+    with (
+        installed(alias, with_overrides(way, alias, overrides)) as db,
+        transaction.atomic(using=alias),
+    ):
+        one_query(db)
+        calls.clear()
+        one_query(db)
+        one_query(db)
+        assert len(calls) == 2
+
+
+@WAYS
 def test_an_override_of_rollback_runs(alias: str, way: Any) -> None:
     """D6: for a block that fails, and when the user calls it."""
     calls, overrides = counting("rollback", "_rollback")
