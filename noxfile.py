@@ -59,6 +59,7 @@ WHEEL = [
     "django_pg_real_pool/_hooks.py",
     "django_pg_real_pool/_lease.py",
     "django_pg_real_pool/_native_connection.py",
+    "django_pg_real_pool/_native_line.py",
     "django_pg_real_pool/_native_pool.py",
     "django_pg_real_pool/_native_retries.py",
     "django_pg_real_pool/_origins.py",

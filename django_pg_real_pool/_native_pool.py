@@ -12,6 +12,7 @@ from weakref import ref
 
 from django.core.exceptions import ImproperlyConfigured
 
+from . import _native_line
 from ._native_connection import remembering
 from ._native_retries import Retries
 from ._pools import Census, Pool
@@ -223,6 +224,8 @@ def _adapt(pool: Any) -> None:
         connecting.retries = pool.schedule_task = Retries(pool)
     if type(getattr(pool, "_pool", None)) is deque:
         pool._pool = _LastInFirstOut(pool._pool)
+    if type(getattr(pool, "_waiting", None)) is deque and _native_line.is_known():
+        pool._waiting = _native_line.Line(pool._waiting)
 
 
 def _pool_closed() -> type[BaseException]:

@@ -28,7 +28,7 @@ from helpers import backend_pid, wait_until
 from psycopg_pool import ConnectionPool
 
 import django_pg_real_pool
-from django_pg_real_pool import _django, pin_connection
+from django_pg_real_pool import _django, _native_line, pin_connection
 from django_pg_real_pool._checkout import _is_djangos
 from django_pg_real_pool._psycopg import Psycopg, _client_side
 from django_pg_real_pool._queue_pool import _forget_end, _is_full
@@ -39,7 +39,7 @@ ROOT = Path(django_pg_real_pool.__file__).parent
 #: Of psycopg, psycopg_pool, SQLAlchemy and Python; those of Django are in `_django`.
 OF_PSYCOPG = {"_notice_handlers", "_notify_handlers", "_prepared"}
 OF_ADAPTERS = {"_dumpers", "_dumpers_by_oid", "_loaders"}
-OF_POOLS = {"_check", "_expire_at", "_pool", "schedule_task"}
+OF_POOLS = {"_check", "_cond", "_expire_at", "_pool", "_waiting", "schedule_task"}
 OF_SQLALCHEMY = {"_connection_record", "_finalizer", "_max_overflow", "_pool"}
 OF_PYTHON = {"_current_frames", "_getframe"}
 OF_DJANGO = {
@@ -333,6 +333,25 @@ def test_a_connection_that_can_not_be_compared_is_replaced(engine: str) -> None:
         del physical._notice_handlers
     assert physical.closed
     assert backend_pid(engine) != pid
+
+
+def test_a_pool_has_a_line_of_places(pool: Any) -> None:
+    """A deque of what a thread waits in, and others call."""
+    assert type(pool._waiting) is deque
+    assert _native_line.is_known()
+    held = [pool.getconn() for _ in range(pool.max_size)]
+    given: list[Any] = []
+    thread = threading.Thread(target=lambda: given.append(pool.getconn()))
+    thread.start()
+    wait_until(lambda: len(pool._waiting) == 1, "it waits")
+    (place,) = pool._waiting
+    assert type(place) is _native_line._original()
+    assert place.conn is place.error is None
+    pool.putconn(held.pop())
+    thread.join()
+    assert given == [place.conn]
+    for each in [*held, *given]:
+        pool.putconn(each)
 
 
 # ##### SQLAlchemy and dj_db_conn_pool #####
