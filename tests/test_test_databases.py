@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from django.db import connections
-from helpers import forget_pool, run_in_thread
+from helpers import census, forget_pool, run_in_thread
 
 QUERY = "SELECT current_database()"
 
@@ -44,6 +44,31 @@ def test_a_pool_that_was_used_before_is_none_of_the_tests(
     assert current_database(db) == name
     found = "SELECT count(*) FROM pg_database WHERE datname = %s"
     assert observer.execute(found, [made]).fetchone() == (0,)
+
+
+@pytest.mark.parametrize("engine", ["native", "dj", "own"])
+def test_making_a_test_database_keeps_no_connection(engine: str) -> None:
+    """R1: Django connects last of all, so that another thread could find none left."""
+    db: Any = connections[engine]
+    name = db.settings_dict["NAME"]
+    forget_pool(engine)
+    db.creation.create_test_db(verbosity=0, autoclobber=True)
+    try:
+        assert db.connection is None
+        assert census(engine).in_use == 0
+    finally:
+        db.creation.destroy_test_db(name, verbosity=0)
+
+
+def test_making_a_test_database_without_a_pool_is_as_stock() -> None:
+    """D7: with `"pool": False` the connection is kept, as it always is then."""
+    db: Any = connections["unpooled_native"]
+    name = db.settings_dict["NAME"]
+    db.creation.create_test_db(verbosity=0, autoclobber=True)
+    try:
+        assert db.connection is not None
+    finally:
+        db.creation.destroy_test_db(name, verbosity=0)
 
 
 def test_two_databases_of_one_alias_are_not_mixed_up() -> None:
