@@ -49,6 +49,7 @@ WHEEL = [
     "django_pg_real_pool/_checkin.py",
     "django_pg_real_pool/_checkout.py",
     "django_pg_real_pool/_checks.py",
+    "django_pg_real_pool/_creation.py",
     "django_pg_real_pool/_cursor.py",
     "django_pg_real_pool/_django.py",
     "django_pg_real_pool/_drivers.py",

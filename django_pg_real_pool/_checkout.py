@@ -6,8 +6,8 @@ import logging
 from _thread import get_ident
 from collections import deque
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
-from functools import cache, lru_cache, partial
+from contextlib import contextmanager, nullcontext
+from functools import cache, lru_cache
 from threading import current_thread
 from time import monotonic
 from typing import Any
@@ -238,21 +238,25 @@ class Checkout(Holding):
                 setattr(self, name, value)
 
     def _send_savepoints(self) -> None:
-        """Send the savepoints of the open blocks, as they would have been sent."""
+        """Send the savepoints of the open blocks, as they would have been sent.
+
+        Whoever watches the wrapper, its cursors or their class sees them pass.
+        """
         unsent, self._unsent_savepoints = self._unsent_savepoints, []
+        wrappers_now, is_broken = self.execute_wrappers, self.needs_rollback
         try:
             for sid, wrappers in unsent:
+                self.execute_wrappers, self.needs_rollback = wrappers, False
                 # With a cursor as any other: what a base does when it makes one (a SET,
                 # say) comes before the savepoint, as in stock, and survives it.
                 with self.cursor() as cursor:
-                    execute = partial(_execute, cursor.cursor)
-                    for wrapper in reversed(wrappers):
-                        execute = partial(wrapper, execute)
-                    context = {"connection": self, "cursor": cursor}
-                    execute(self.ops.savepoint_create_sql(sid), None, False, context)
+                    cursor.debug_sql = _was_logged
+                    cursor.execute(self.ops.savepoint_create_sql(sid))
         except BaseException:
             self._unsent_savepoints = unsent
             raise
+        finally:
+            self.execute_wrappers, self.needs_rollback = wrappers_now, is_broken
 
     def _pin(self, token: Hashable, trusted: bool = False) -> None:
         """Hold the lease until `_unpin(token)`; check a connection out if need be.
@@ -306,5 +310,6 @@ def _exhausted(of_pool: Any) -> Any:
     return type(of_pool.__name__, (OperationalError, of_pool), {})
 
 
-def _execute(raw: Any, sql: str, *ignored: Any) -> Any:
-    return raw.execute(sql)
+def _was_logged(*args: Any, **kwargs: Any) -> Any:
+    """Stand for a debug cursor's logging of what was logged when it was asked for."""
+    return nullcontext()

@@ -13,7 +13,7 @@ from ._psycopg import know
 logger = logging.getLogger("django_pg_real_pool")
 
 
-def remembering(connection_class: Any) -> Any:
+def remembering(connection_class: Any, of_database: str | None = None) -> Any:
     """Return a connection class for one pool, which remembers how connecting went.
 
     Its connections see to it that the pool gets them back.  An exception that is thrown
@@ -27,6 +27,8 @@ def remembering(connection_class: Any) -> Any:
     class Remembering(base):  # type: ignore[misc, valid-type]
         #: A weak reference to the pool; None in a forked child, where it is no pool.
         pool: Any = None
+        #: The `NAME` that the settings had when the pool was made.
+        database = of_database
         #: Its `_Retries`.
         retries: Any = None
         last_error: BaseException | None = None

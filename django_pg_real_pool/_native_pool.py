@@ -154,12 +154,21 @@ class NativePool(Pool):
                 "alias without a pool, as Django's own backend does."
             )
         known: Any = self._opened.get(alias)
-        if known is not None and known[0].get(alias) is known[1] and not known[1].closed:
+        if (
+            known is not None
+            and known[0].get(alias) is known[1]
+            and not known[1].closed
+            and not _is_of_another_database(known[1], settings)
+        ):
             return known[1]
         deadline = time.monotonic() + _CLOSING
         while True:
             with self._lock:
                 pool = self._made_by_django(wrapper, options)
+                if _is_of_another_database(pool, settings):
+                    wrapper._connection_pools.pop(alias, None)
+                    pool.close()
+                    continue
                 try:
                     pool.open()
                 except wrapper.Database.OperationalError:  # type: ignore[attr-defined]
@@ -180,7 +189,9 @@ class NativePool(Pool):
         """
         settings, options = wrapper.settings_dict, {} if options is True else dict(options)
         if not options.get("close_returns"):
-            options["connection_class"] = remembering(options.get("connection_class"))
+            options["connection_class"] = remembering(
+                options.get("connection_class"), settings["NAME"]
+            )
         wrapper.settings_dict = {
             **settings,
             "OPTIONS": {**settings["OPTIONS"], "pool": options},
@@ -226,6 +237,16 @@ def _adapt(pool: Any) -> None:
         pool._pool = _LastInFirstOut(pool._pool)
     if type(getattr(pool, "_waiting", None)) is deque and _native_line.is_known():
         pool._waiting = _native_line.Line(pool._waiting)
+
+
+def _is_of_another_database(pool: Any, settings: dict[str, Any]) -> bool:
+    """Return whether `NAME` has changed since the pool was made.
+
+    Django changes it when it has made a test database, and would go on with a pool of
+    the real one, if anybody has used that before.
+    """
+    made_for = getattr(pool.connection_class, "database", settings["NAME"])
+    return bool(made_for != settings["NAME"])
 
 
 def _pool_closed() -> type[BaseException]:

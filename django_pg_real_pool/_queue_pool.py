@@ -37,6 +37,8 @@ class QueuePool(Pool):
         #: QueuePool gives what came back to whoever asks next, so a thread that asks
         #: often keeps another waiting until its time is over.
         self._lines: defaultdict[str, deque[Any]] = defaultdict(deque)
+        #: The `NAME` that the settings of each alias had when its pool was made.
+        self._databases: dict[str, str] = {}
 
     def failures(self) -> tuple[type[Exception], ...]:
         from sqlalchemy.exc import SQLAlchemyError
@@ -50,6 +52,12 @@ class QueuePool(Pool):
 
     def checkout(self, wrapper: LeaseState) -> Any:
         pool = _container().get(wrapper.alias) if _container().has(wrapper.alias) else None
+        if pool is not None and not wrapper._announced:
+            database = wrapper.settings_dict["NAME"]
+            if self._databases.get(wrapper.alias, database) != database:
+                # That of tests, which are not to be run on the real one.
+                self.close(wrapper)
+                pool = None
         if pool is None:
             return self._make_and_checkout(wrapper)
         line = self._lines[wrapper.alias]
@@ -102,6 +110,7 @@ class QueuePool(Pool):
             connection = super().checkout(wrapper)
         finally:
             wrapper.settings_dict = settings
+            self._databases[wrapper.alias] = settings["NAME"]
         idle: Any = getattr(_container().get(wrapper.alias), "_pool", None)
         if getattr(idle, "use_lifo", None) is False:
             idle.use_lifo = True  # the one used last, whose server process is warm

@@ -179,6 +179,30 @@ def _end_of_comment(sql: str, position: int) -> int:
 
 def _analyse(sql: str) -> str | None:
     """Return what `sql`, one statement or several, changes of its session; or None."""
+    # Tracing tools end each statement with a comment that no other statement has.
+    statement = _without_last_comment(sql)
+    if len(statement) == len(sql) or len(statement) > _CACHED_LENGTH:
+        return _read(statement)
+    return _read_cached(statement)
+
+
+def _without_last_comment(sql: str) -> str:
+    """Return `sql` without a comment at its end, if it has one in a single line.
+
+    What looks like one may begin in a string or in another comment.  Then there is
+    nothing for its end to end, so the server refuses the text, and all of it: unless
+    that end is a comment itself, behind `--`.
+    """
+    if not sql.endswith("*/"):
+        return sql
+    start = sql.rfind("/*", 0, -2)
+    comment = sql[start:-2]
+    if start < 0 or any(mark in comment for mark in ("*/", "--", "\n", "\r")):
+        return sql
+    return sql[:start]
+
+
+def _read(sql: str) -> str | None:
     folded = sql.lower()
     if not any(trace in folded for trace in _TRACES):
         return None
@@ -287,6 +311,7 @@ def _is_local(statement: list[Token], position: int) -> bool:
 
 
 _analyse_cached = lru_cache(maxsize=2048)(_analyse)
+_read_cached = lru_cache(maxsize=2048)(_read)
 
 #: Longer texts are seldom seen twice, and would fill the memory.
 _CACHED_LENGTH = 4096

@@ -18,6 +18,7 @@ from django.utils.asyncio import async_unsafe
 from . import _fork, _hooks
 from ._checkout import Checkout
 from ._checks import validation_class_for
+from ._creation import creation_class_for
 from ._floor import DjangoFloor
 from ._lease import Event, Hold
 from ._schema import schema_editor_class_for
@@ -47,6 +48,8 @@ class ConnectionReleaseMixin(Checkout):
         cls.validation_class = validation_class_for(validation_class)
         if cls.SchemaEditorClass is not None:
             cls.SchemaEditorClass = schema_editor_class_for(cls.SchemaEditorClass)
+        if cls.creation_class is not None:
+            cls.creation_class = creation_class_for(cls.creation_class)
 
     @property
     def pool(self) -> Any:

@@ -16,9 +16,11 @@ from django.db import (
     transaction,
 )
 from django.db.backends.signals import connection_created
+from django.db.backends.utils import CursorWrapper
 from django.db.transaction import TransactionManagementError, atomic
 from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory
+from django.test.utils import CaptureQueriesContext
 from helpers import backend_pid, census, wait_until
 from items import Item
 from leases import Undo, add, committed
@@ -668,6 +670,42 @@ def test_a_savepoint_made_by_hand_before_the_checkout_is_there_after_it(
         assert Item.objects.using(either).count() == 0
         add(either, "kept")
     assert committed(observer) == ["kept"]
+
+
+def test_whoever_watches_cursors_sees_savepoints_that_are_sent_late(
+    either: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A3: tools replace `execute()` of Django's cursors, or make cursors of their own."""
+    seen: list[str] = []
+    execute = CursorWrapper.execute
+
+    def watched(self: Any, sql: Any, params: Any = None) -> Any:
+        seen.append(sql.split(" ")[0])
+        return execute(self, sql, params)
+
+    monkeypatch.setattr(CursorWrapper, "execute", watched)
+    wrapper = connections[either]
+    with CaptureQueriesContext(wrapper) as logged:
+        wrapper.close()
+        with atomic(using=either), atomic(using=either):
+            wrapper.savepoint()
+            add(either, "one")
+    sent = ["SAVEPOINT", "SAVEPOINT", "INSERT", "RELEASE"]
+    assert seen == sent
+    # Each is logged once, when it was asked for.
+    texts = [each["sql"].split(" ")[0] for each in logged]
+    assert texts == ["BEGIN", *sent, "COMMIT"]
+
+
+def test_a_broken_block_checks_out_all_the_same(either: str) -> None:
+    """A3: it is the statement that is refused, as in stock, not the cursor."""
+    with suppress(Undo), atomic(using=either), atomic(using=either):
+        transaction.set_rollback(True, using=either)
+        refused = pytest.raises(TransactionManagementError)
+        with connections[either].cursor() as cursor, refused:
+            cursor.execute("SELECT 1")
+        assert transaction.get_rollback(using=either)
+        raise Undo
 
 
 def test_a_savepoint_that_ended_before_the_checkout_is_not_sent(

@@ -21,6 +21,7 @@ from psycopg import sql
 from session_cases import CASES, CHANGES, REFUSED, ROLE, SAME, Case
 from sessions import session_of
 
+from django_pg_real_pool import _session
 from django_pg_real_pool._session import (
     BEYOND_RESET,
     FIRST_WORDS,
@@ -186,7 +187,8 @@ def random_text(chance: random.Random) -> str:
         parts.append(f"SELECT {opening}{''.join(junk)}{closing}")
         if chance.random() < 0.5:
             parts.append(_CHANGE + chance.choice(["", "--", " /*'*/", "--$a$", "--'"]))
-    return chance.choice([";", ";\n", " ; ", "/*;*/;"]).join(parts)
+    last = chance.choice(["", "", "/*a='b'*/", " /* it's */", "*/", "--*/"])
+    return chance.choice([";", ";\n", " ; ", "/*;*/;"]).join(parts) + last
 
 
 @pytest.mark.parametrize("conforming", ["on", "off"])
@@ -393,3 +395,27 @@ def test_a_text_too_long_to_be_remembered_is_read_all_the_same() -> None:
         assert changes_session(long) is None
         assert changes_session(long + "; SET a.b = 1") == "SET"
         assert changes_session("SET a.b = 1") == "SET"
+
+
+def test_a_comment_at_the_end_costs_no_second_reading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """C2: tracing tools end each statement with a comment that no other one has."""
+    read: list[str] = []
+    tokens = _session._tokens
+
+    def counted(text: str) -> Iterator[Any]:
+        read.append(text)
+        return tokens(text)
+
+    monkeypatch.setattr(_session, "_tokens", counted)
+    for number in range(20):
+        comment = f"/*controller='page',traceparent='00-{number}-01'*/"
+        assert changes_session(f"UPDATE traced SET a = 'b' {comment}") is None
+        assert changes_session(f"SET traced.a = 'b' {comment}") == "SET"
+    assert len(read) == 2
+    # These are no comments, or not only.
+    assert changes_session("SELECT '/*', set_config('a.b', '', false) -- */")
+    assert changes_session("SELECT 1 -- /*\n; SET a.b = 1 -- */")
+    assert changes_session("SELECT 1 /*/*a*/*/; SET a.b = 1 /*/*a*/*/")
+    assert changes_session("SET a.b = 1 /*/")
