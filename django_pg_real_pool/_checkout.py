@@ -254,6 +254,7 @@ class Checkout(Holding):
             self._unsent_savepoints = unsent
             raise
 
+    @async_unsafe
     def _pin(self, token: Hashable, trusted: bool = False) -> None:
         """Hold the lease until `_unpin(token)`; check a connection out if need be.
 
