@@ -258,6 +258,7 @@ class Checkout(Holding):
         finally:
             self.execute_wrappers, self.needs_rollback = wrappers_now, is_broken
 
+    @async_unsafe
     def _pin(self, token: Hashable, trusted: bool = False) -> None:
         """Hold the lease until `_unpin(token)`; check a connection out if need be.
 

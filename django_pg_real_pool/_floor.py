@@ -11,6 +11,7 @@ from _thread import get_ident
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.asyncio import async_unsafe
 
 from ._cursor import AutoConnectionReleaseCursor
 from ._lease import Event, Hold
@@ -83,11 +84,16 @@ class DjangoFloor(_Base):
 
     # ##### Transactions #####
 
+    # Stock's connect first, which an event loop may not.  An atomic() block there must be
+    # refused at its entry: its queries would run in other threads, so outside of it.
+
+    @async_unsafe
     def get_autocommit(self) -> bool:
         if self._releasing or self._begin():
             return self.autocommit
         return super().get_autocommit()
 
+    @async_unsafe
     def set_autocommit(
         self,
         autocommit: bool,

@@ -137,7 +137,6 @@ class ConnectionReleaseMixin(Checkout):
         if close_pool_of_base is not None:
             close_pool_of_base()
 
-    @async_unsafe
     def close_if_unusable_or_obsolete(self) -> None:
         if self._releasing and self.connection is None:
             # Nothing is checked out, so there is nothing to test, only to forget.

@@ -5,11 +5,13 @@ They return what they saw, so that two backends can be compared; see `side_by_si
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import DatabaseError, IntegrityError, transaction
 from django.db.models import Count, F, Max
 from django.db.transaction import TransactionManagementError
@@ -750,3 +752,48 @@ def what_is_known_of_the_server(db: Any) -> Any:
         db.display_name,
         db.features.supports_transactions,
     ]
+
+
+# ##### In an event loop #####
+
+
+async def caught_in_loop(function: Callable[[], Any]) -> str:
+    return caught(SynchronousOnlyOperation, function)
+
+
+@program
+def a_block_in_an_event_loop_is_refused_before_its_body(db: Any) -> Any:
+    """Its queries would go to other threads, so to no transaction at all."""
+    reached = []
+
+    def enter() -> None:
+        with atomic(db):
+            reached.append("body")
+
+    return asyncio.run(caught_in_loop(enter)), reached
+
+
+@program
+def what_an_event_loop_may_not_call(db: Any) -> Any:
+    calls: list[Callable[[], Any]] = [
+        db.cursor,
+        db.connect,
+        db.ensure_connection,
+        db.get_autocommit,
+        lambda: db.set_autocommit(False),
+        lambda: db.set_autocommit(True),
+        lambda: db.on_commit(fail),
+        db.commit,
+        db.rollback,
+        db.savepoint,
+        db.clean_savepoints,
+        db.close,
+    ]
+    return [asyncio.run(caught_in_loop(call)) for call in calls]
+
+
+@program
+def what_an_event_loop_may_call(db: Any) -> Any:
+    """`close_old_connections()` has nothing to close there."""
+    calls = [db.close_if_unusable_or_obsolete, lambda: repr(db)]
+    return [asyncio.run(caught_in_loop(call)) for call in calls]

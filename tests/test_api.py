@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import (
     DatabaseError,
     InterfaceError,
@@ -334,6 +335,19 @@ def test_a_pin_of_another_thread_is_refused(alias: str, wrapper: Any) -> None:
     run_in_thread(work)
     assert wrapper.connection is None
     assert census(alias).in_use == 0
+
+
+def test_a_pin_in_an_event_loop_is_refused(alias: str, wrapper: Any) -> None:
+    """P1: the queries in it would run in other threads, so on other connections."""
+
+    async def pin() -> None:
+        with pin_connection(alias):
+            pass
+
+    backend_pid(alias)  # where this thread has used the wrapper before
+    with pytest.raises(SynchronousOnlyOperation, match="from an async context"):
+        asyncio.run(pin())
+    assert wrapper.connection is None
 
 
 # ##### P2: assert_released() #####

@@ -1,0 +1,1 @@
+"""An ordinary Django project, run by servers and workers: see `neighbours.processes`."""
