@@ -53,6 +53,11 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
         "REAL_POOL_SERVER": "debian",
         "REAL_POOL_EXTENSIONS": "postgis",
     },
+    "tenants": {
+        "REAL_POOL_ENGINE": "native neighbours.tenants.engine "
+        "django_tenants.postgresql_backend",
+        "REAL_POOL_CHATTER": "SET search_path",
+    },
 }
 #: The ordinary tests that a neighbour's backend must pass too, as the base of an engine.
 CONTRACT = [
@@ -250,7 +255,7 @@ def neighbours(session: nox.Session, neighbour: str) -> None:
     module = neighbour.replace("-", "_")
     arguments = ["-p", "neighbours.table", f"tests/neighbours/test_with_{module}.py"]
     if "REAL_POOL_ENGINE" in session.env:
-        arguments += CONTRACT
+        arguments += ["-p", "neighbours.contract", *CONTRACT]
     if Path("tests", "neighbours", f"settings_{module}.py").exists():
         arguments.append(f"--ds=neighbours.settings_{module}")
     session.run("pytest", *arguments, *session.posargs)

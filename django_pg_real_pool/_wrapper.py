@@ -108,7 +108,8 @@ class ConnectionReleaseMixin(Checkout):
         A cursor that is open still is cut off: executing on it raises InterfaceError,
         rows that were fetched already stay readable.
         """
-        if self._ending_lease or not self._releasing:
+        is_ending_lease = self._ending_lease and self.connection is not None
+        if is_ending_lease or not self._releasing:
             super().close()
             return
         self.validate_thread_sharing()
@@ -117,6 +118,7 @@ class ConnectionReleaseMixin(Checkout):
                 if self.connection is not None:
                     self._close_lease(as_stock=True)
                 else:
+                    self._ending_lease = False  # where _end_lease() was interrupted
                     super().close()
                     if self.in_atomic_block:
                         self.closed_in_transaction = True
@@ -228,13 +230,23 @@ class ConnectionReleaseMixin(Checkout):
 
 
 def _guarded_cursor(self: ConnectionReleaseMixin, name: str | None = None) -> Any:
-    """Stands above a base's own `_cursor()`, which may raise when it has a cursor."""
-    before = set(self._lease.holds.get(Hold.CURSOR, ()))
-    try:
-        return super(ConnectionReleaseMixin, self)._cursor(name)
-    except BaseException:
-        with self._lease_lock:
-            for who in set(self._lease.holds.get(Hold.CURSOR, ())) - before:
-                self._lease.happened(Event.CURSOR_CLOSED, who)
-            self._settle()
-        raise
+    """Stands above a base's own `_cursor()`, which may run statements, and may raise.
+
+    What it does to the session it does for each cursor anew, or until its `close()`: so
+    this is the connection's configuration, as what a receiver does, and no change of it.
+    """
+    with self._lease_lock:
+        before = set(self._lease.holds.get(Hold.CURSOR, ()))
+        has_made = False
+        self._setting_up += 1
+        try:
+            cursor = super(ConnectionReleaseMixin, self)._cursor(name)
+            has_made = True
+        finally:
+            self._setting_up -= 1
+            if not has_made:
+                for who in set(self._lease.holds.get(Hold.CURSOR, ())) - before:
+                    self._lease.happened(Event.CURSOR_CLOSED, who)
+            if Hold.CURSOR not in self._lease.holds:
+                self._settle()
+        return cursor
