@@ -8,10 +8,11 @@ Django's `BaseDatabaseWrapper` and answers in its place what needs no connection
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
 from django.utils.asyncio import async_unsafe
 
@@ -34,11 +35,17 @@ class ConnectionReleaseMixin(Checkout):
     ConnectionReleaseMixin)` tells whether a wrapper releases early.
     """
 
+    #: Hooks of the base, by name, whose overrides are about the physical connection: they
+    #: run when a wrapper gets its first connection since close(), and for each connection
+    #: that is new, but not for each lease.
+    once_per_connection: ClassVar[Collection[str]]
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if DjangoFloor not in cls.__mro__:
             # Written by hand: `class DatabaseWrapper(ConnectionReleaseMixin, Base)`.
             cls.__bases__ = (*cls.__bases__, DjangoFloor)
+        _check_names(cls)
         cls._hooks = _hooks.read(cls)
         _fork.pools_in_use.add(cls._hooks.pool)
         if cls._hooks.cursor:
@@ -227,6 +234,17 @@ class ConnectionReleaseMixin(Checkout):
     def make_debug_cursor(self, cursor: Any) -> Any:
         made = super().make_debug_cursor(cursor)
         return self._hold_for(made) if self._releasing else made
+
+
+def _check_names(cls: type[ConnectionReleaseMixin]) -> None:
+    named = set(getattr(cls, "once_per_connection", ()))
+    unknown = sorted(named - set(_hooks.ONCE_PER_CONNECTION))
+    if unknown:
+        raise ImproperlyConfigured(
+            f"{cls.__module__}.{cls.__qualname__}: once_per_connection can't have "
+            f"{', '.join(map(repr, unknown))}; valid names are: "
+            f"{', '.join(_hooks.ONCE_PER_CONNECTION)}."
+        )
 
 
 def _guarded_cursor(self: ConnectionReleaseMixin, name: str | None = None) -> Any:
