@@ -41,7 +41,43 @@ NEIGHBOURS = [
     if group.startswith("with-")
 ]
 #: What a neighbour needs beyond pip: Debian's packages.
-DEBIAN: dict[str, list[str]] = {}
+DEBIAN: dict[str, list[str]] = {
+    "postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
+}
+#: What its tests are told: which engine they go through, and beside which stock one (see
+#: tests/settings.py); on which server, and with which extensions (see tests/server.py).
+ENVIRONMENT: dict[str, dict[str, str]] = {
+    "postgis": {
+        "REAL_POOL_ENGINE": "native django_pg_real_pool.postgis "
+        "django.contrib.gis.db.backends.postgis",
+        "REAL_POOL_SERVER": "debian",
+        "REAL_POOL_EXTENSIONS": "postgis",
+    },
+    "tenants": {
+        "REAL_POOL_ENGINE": "native neighbours.tenants.engine "
+        "django_tenants.postgresql_backend",
+        "REAL_POOL_CHATTER": "SET search_path",
+    },
+}
+#: The ordinary tests that a neighbour's backend must pass too, as the base of an engine.
+CONTRACT = [
+    f"tests/test_{name}.py"
+    for name in (
+        "acquire_late",
+        "autocommit",
+        "base_overrides",
+        "connection_created",
+        "faults",
+        "fork",
+        "interruptions",
+        "lost_cursors",
+        "nothing_leaks",
+        "otherwise_django",
+        "release_early",
+        "session_state",
+        "threads",
+    )
+]
 
 WHEEL = [
     "django_pg_real_pool/__init__.py",
@@ -79,6 +115,8 @@ WHEEL = [
     "django_pg_real_pool/base.py",
     "django_pg_real_pool/dj_db_conn_pool/__init__.py",
     "django_pg_real_pool/dj_db_conn_pool/base.py",
+    "django_pg_real_pool/postgis/__init__.py",
+    "django_pg_real_pool/postgis/base.py",
     "django_pg_real_pool/py.typed",
     "django_pg_real_pool/testing.py",
     "METADATA",
@@ -205,7 +243,7 @@ def django_suite(session: nox.Session, django: str) -> None:
 
 
 @nox.session
-@nox.parametrize("neighbour", NEIGHBOURS)
+@nox.parametrize("neighbour", NEIGHBOURS, ids=NEIGHBOURS)
 def neighbours(session: nox.Session, neighbour: str) -> None:
     """Test with a real package of others; write the result into the docs' table."""
     group = f"with-{neighbour}"
@@ -215,8 +253,11 @@ def neighbours(session: nox.Session, neighbour: str) -> None:
     names = [Requirement(each).name for each in groups(group)]
     session.env["REAL_POOL_NEIGHBOUR"] = neighbour
     session.env["REAL_POOL_NEIGHBOUR_PACKAGES"] = " ".join([*names, *packages])
+    session.env.update(ENVIRONMENT.get(neighbour, {}))
     module = neighbour.replace("-", "_")
     arguments = ["-p", "neighbours.table", f"tests/neighbours/test_with_{module}.py"]
+    if "REAL_POOL_ENGINE" in session.env:
+        arguments += ["-p", "neighbours.contract", *CONTRACT]
     if Path("tests", "neighbours", f"settings_{module}.py").exists():
         arguments.append(f"--ds=neighbours.settings_{module}")
     session.run("pytest", *arguments, *session.posargs)

@@ -65,6 +65,8 @@ class Checkin(LeaseState):
             if not self._is_given_back:
                 # Interrupted, or an override raised, before the pool had it.
                 self._discard()
+                if hooks.close:
+                    self._let_base_forget()
             if as_stock or not isinstance(error, hooks.failures):
                 raise
             self._log_failure(error)
@@ -85,6 +87,21 @@ class Checkin(LeaseState):
             self._hooks.pool.checkin(self)
         except self._hooks.failures as error:
             self._log_failure(error)
+
+    def _let_base_forget(self) -> None:
+        """Run the base's `close()` for a connection that has gone without it.
+
+        What the base keeps on the wrapper is not true of the next one.
+        """
+        self.connection = None
+        self._ending_lease = False
+        callbacks = self.run_on_commit
+        try:
+            super().close()
+        except self._hooks.failures as error:
+            self._log_failure(error)
+        finally:
+            self.run_on_commit = callbacks
 
     def _log_failure(self, error: Exception) -> None:
         logger.warning(

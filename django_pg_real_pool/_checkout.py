@@ -42,6 +42,9 @@ class Checkout(Holding):
             return bool(self._releasing)
         if self.in_atomic_block and self.closed_in_transaction and not explicitly:
             super().ensure_connection()  # raises
+        if self._was_cut_off:
+            self._was_cut_off = False
+            self._let_base_forget()
         self._options = ReleaseOptions.read(self.settings_dict, self.alias)
         self._records_origins = self._options.track_origins or warns_of_unclosed_cursors()
         if not self._hooks.pool.releases(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from threading import RLock
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -15,7 +16,8 @@ from ._wrapper import ConnectionReleaseMixin
 
 W = TypeVar("W", bound=BaseDatabaseWrapper)
 
-_made: WeakKeyDictionary[type[Any], type[Any]] = WeakKeyDictionary()
+#: What was made of each base, by what was said of it.
+_made: WeakKeyDictionary[type[Any], dict[frozenset[str], type[Any]]] = WeakKeyDictionary()
 _making = RLock()  # a class's own __init_subclass__() may make another
 
 #: What Django's abstract wrapper leaves to a backend, and this library builds upon.
@@ -27,13 +29,19 @@ _NEEDED = (
 )
 
 
-def make_release_backend(base_wrapper_cls: type[W]) -> type[W]:
+def make_release_backend(
+    base_wrapper_cls: type[W], *, once_per_connection: Collection[str] = ()
+) -> type[W]:
     """Return a subclass of a pooled backend that releases its connection early.
 
     `base_wrapper_cls` is any Django `DatabaseWrapper` class whose `close()` or
     `_close()` gives the connection back to some pool.  The result behaves as it does,
     but checks a connection out at the first cursor, and gives it back when the cursor
     is closed or the transaction has ended.  The same base gives the same class.
+
+    `once_per_connection` names hooks that the base overrides for the sake of a physical
+    connection.  They run for each that is new, and at a wrapper's first checkout since
+    close(), as by stock; otherwise, and as nobody else can know, for each lease.
 
     Raises TypeError for what is no wrapper class, or was made here already, and
     ImproperlyConfigured for a class that is not a complete backend.  Nothing is left
@@ -44,15 +52,17 @@ def make_release_backend(base_wrapper_cls: type[W]) -> type[W]:
         DatabaseWrapper = make_release_backend(MyPooledWrapper)
     """
     _check_base(base_wrapper_cls)
+    once = frozenset(once_per_connection)
     with _making:
-        made = _made.get(base_wrapper_cls)
+        of_base = _made.setdefault(base_wrapper_cls, {})
+        made = of_base.get(once)
         if made is None:
             module = sys._getframe(1).f_globals.get("__name__", __name__)
-            made = _made[base_wrapper_cls] = _make(base_wrapper_cls, module)
+            made = of_base[once] = _make(base_wrapper_cls, module, once)
     return cast("type[W]", made)
 
 
-def _make(base: type[W], module: str) -> type[Any]:
+def _make(base: type[W], module: str, once: frozenset[str]) -> type[Any]:
     return type(
         base.__name__,
         (ConnectionReleaseMixin, base, DjangoFloor),
@@ -63,6 +73,7 @@ def _make(base: type[W], module: str) -> type[Any]:
                 f"{base.__module__}.{base.__qualname__}, releasing its connection as "
                 "soon as possible.\n\nMade by django_pg_real_pool.make_release_backend()."
             ),
+            **({"once_per_connection": once} if once else {}),
         },
     )
 

@@ -43,7 +43,8 @@ def _forget_parent() -> None:
                 wrapper._hooks.driver.abandon(cursor)
         _inherited.append(wrapper.connection)
         wrapper.connection = None
-        wrapper._is_given_back = False
+        wrapper._is_given_back = wrapper._ending_lease = False
+        wrapper._was_cut_off = wrapper._hooks.close
         wrapper._lease.happened(Event.CLOSED)
         wrapper._setting_up = 0
         wrapper._is_dirty = wrapper._is_beyond_reset = False

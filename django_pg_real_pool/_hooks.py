@@ -2,7 +2,8 @@
 
 What Django's own class does is known, so it runs where it is needed: once for each
 physical connection, or not at all.  An override by anybody else is run as often as its
-author expects: whenever a connection is taken or given back.
+author expects: whenever a connection is taken or given back.  Unless the author of the
+class says that it is about the physical connection: see `ONCE_PER_CONNECTION`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from ._queue_pool import QueuePool
 #: Packages whose overrides were read: what they do is the same for a connection's life.
 KNOWN = ("django", "dj_db_conn_pool")
 OURS = __name__.partition(".")[0]
+
+#: The hooks of which it can be said that an override is about the physical connection.
+ONCE_PER_CONNECTION = (
+    *("get_connection_params", "get_new_connection", "init_connection_state"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,12 @@ def is_djangos(cls: type | None) -> bool:
     return cls is not None and cls.__module__.partition(".")[0] == "django"
 
 
+def _runs_once(cls: Any, name: str) -> bool:
+    """Return whether a hook need not run for each lease."""
+    named = getattr(cls, "once_per_connection", ())
+    return name in named or is_known(definer(cls, name))
+
+
 def _is_of_base(cls: type, name: str) -> bool:
     """Return whether a call of `name` reaches a class beneath our upper layer first.
 
@@ -92,7 +104,7 @@ def read(cls: Any) -> Hooks:
         close=close,
         health_check=not is_djangos(definer(cls, "close_if_health_check_failed")),
         cursor=_is_of_base(cls, "_cursor"),
-        init_every_time=not is_known(definer(cls, "init_connection_state")),
+        init_every_time=not _runs_once(cls, "init_connection_state"),
         makes_cursors=not _is_ours(cls, "make_cursor", "make_debug_cursor"),
         failures=failures,
         pool=pool,
@@ -105,10 +117,10 @@ def _pool_for(cls: type) -> Pool:
     packages = {base.__module__.partition(".")[0] for base in cls.__mro__}
     if "dj_db_conn_pool" in packages:
         opens = ("get_new_connection", "get_connection_params")
-        is_usual = all(is_known(definer(cls, name)) for name in opens)
+        is_usual = all(_runs_once(cls, name) for name in opens)
         return QueuePool(not (is_usual and is_djangos(definer(cls, "_close"))))
     if all(
-        is_known(definer(cls, name))
+        _runs_once(cls, name)
         for name in ("pool", "get_new_connection", "_close", "get_connection_params")
     ):
         return NativePool()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from types import FrameType
 
+from django.db.backends.base.base import BaseDatabaseWrapper
+
 #: Packages whose frames are passed over on the way to the user's code.
 _PASSED_OVER = frozenset(
     {
@@ -19,10 +21,18 @@ def find_origin() -> str:
     return describe_frame(sys._getframe(1))
 
 
+def _is_passed_over(frame: FrameType) -> bool:
+    return (
+        frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_OVER
+        # A method of the base, whoever wrote that: not who wanted the cursor.
+        or isinstance(frame.f_locals.get("self"), BaseDatabaseWrapper)
+    )
+
+
 def describe_frame(frame: FrameType) -> str:
     """Return "file:line in function" of the innermost frame of the user's code."""
     innermost = frame
-    while frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_OVER:
+    while _is_passed_over(frame):
         if frame.f_back is None:
             frame = innermost  # nothing else is on this stack
             break

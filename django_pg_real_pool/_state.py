@@ -80,6 +80,8 @@ class LeaseState(_Base):
         self._ending_lease = False
         #: Whether the pool has the connection again, though `connection` is it still.
         self._is_given_back = False
+        #: In a forked child: whether the base has yet to hear that its lease is lost.
+        self._was_cut_off = False
         #: Whether somebody may have changed the session during this lease.
         self._is_dirty = False
         #: Whether they changed what no reset brings back.

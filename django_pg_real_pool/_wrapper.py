@@ -8,10 +8,11 @@ Django's `BaseDatabaseWrapper` and answers in its place what needs no connection
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
 from django.utils.asyncio import async_unsafe
 
@@ -35,11 +36,17 @@ class ConnectionReleaseMixin(Checkout):
     ConnectionReleaseMixin)` tells whether a wrapper releases early.
     """
 
+    #: Hooks of the base, by name, whose overrides are about the physical connection: they
+    #: run when a wrapper gets its first connection since close(), and for each connection
+    #: that is new, but not for each lease.
+    once_per_connection: ClassVar[Collection[str]]
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if DjangoFloor not in cls.__mro__:
             # Written by hand: `class DatabaseWrapper(ConnectionReleaseMixin, Base)`.
             cls.__bases__ = (*cls.__bases__, DjangoFloor)
+        _check_names(cls)
         cls._hooks = _hooks.read(cls)
         _fork.pools_in_use.add(cls._hooks.pool)
         if cls._hooks.cursor:
@@ -111,7 +118,8 @@ class ConnectionReleaseMixin(Checkout):
         A cursor that is open still is cut off: executing on it raises InterfaceError,
         rows that were fetched already stay readable.
         """
-        if self._ending_lease or not self._releasing:
+        is_ending_lease = self._ending_lease and self.connection is not None
+        if is_ending_lease or not self._releasing:
             super().close()
             return
         self.validate_thread_sharing()
@@ -120,6 +128,7 @@ class ConnectionReleaseMixin(Checkout):
                 if self.connection is not None:
                     self._close_lease(as_stock=True)
                 else:
+                    self._ending_lease = False  # where _end_lease() was interrupted
                     super().close()
                     if self.in_atomic_block:
                         self.closed_in_transaction = True
@@ -229,14 +238,35 @@ class ConnectionReleaseMixin(Checkout):
         return self._hold_for(made) if self._releasing else made
 
 
+def _check_names(cls: type[ConnectionReleaseMixin]) -> None:
+    named = set(getattr(cls, "once_per_connection", ()))
+    unknown = sorted(named - set(_hooks.ONCE_PER_CONNECTION))
+    if unknown:
+        raise ImproperlyConfigured(
+            f"{cls.__module__}.{cls.__qualname__}: once_per_connection can't have "
+            f"{', '.join(map(repr, unknown))}; valid names are: "
+            f"{', '.join(_hooks.ONCE_PER_CONNECTION)}."
+        )
+
+
 def _guarded_cursor(self: ConnectionReleaseMixin, name: str | None = None) -> Any:
-    """Stands above a base's own `_cursor()`, which may raise when it has a cursor."""
-    before = set(self._lease.holds.get(Hold.CURSOR, ()))
-    try:
-        return super(ConnectionReleaseMixin, self)._cursor(name)
-    except BaseException:
-        with self._lease_lock:
-            for who in set(self._lease.holds.get(Hold.CURSOR, ())) - before:
-                self._lease.happened(Event.CURSOR_CLOSED, who)
-            self._settle()
-        raise
+    """Stands above a base's own `_cursor()`, which may run statements, and may raise.
+
+    What it does to the session it does for each cursor anew, or until its `close()`: so
+    this is the connection's configuration, as what a receiver does, and no change of it.
+    """
+    with self._lease_lock:
+        before = set(self._lease.holds.get(Hold.CURSOR, ()))
+        has_made = False
+        self._setting_up += 1
+        try:
+            cursor = super(ConnectionReleaseMixin, self)._cursor(name)
+            has_made = True
+        finally:
+            self._setting_up -= 1
+            if not has_made:
+                for who in set(self._lease.holds.get(Hold.CURSOR, ())) - before:
+                    self._lease.happened(Event.CURSOR_CLOSED, who)
+            if Hold.CURSOR not in self._lease.holds:
+                self._settle()
+        return cursor

@@ -7,6 +7,8 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
 from urllib.parse import parse_qs, urlsplit
 
 DATABASE = "django_pg_real_pool_tests"
@@ -16,9 +18,13 @@ def provide_server() -> None:
     """Make `PGHOST`, `PGPORT` and `PGUSER` name a server, if they do not yet.
 
     Without `PGHOST` a private server is started on a socket in a temporary directory,
-    and stopped when this process ends.
+    and stopped when this process ends.  `REAL_POOL_SERVER=debian` asks for one that has
+    extensions, as Debian's has.
     """
     if "PGHOST" in os.environ:
+        return
+    if os.environ.get("REAL_POOL_SERVER") == "debian":
+        _provide_server_with_contrib()
         return
     directory = tempfile.mkdtemp(prefix="pg-real-pool-")
     # Its lock file is one for all users of the machine, and belongs to the first of them,
@@ -36,14 +42,34 @@ def provide_server() -> None:
     os.environ["PGPORT"] = str(address.port or 5432)
     os.environ["PGUSER"] = address.username or "postgres"
     os.environ.pop("PGPASSWORD", None)
-    owner = os.getpid()
 
     def stop() -> None:
-        if os.getpid() == owner:  # a forked child inherits this, but not the server
-            server.cleanup()
-            shutil.rmtree(directory, ignore_errors=True)
+        server.cleanup()
+        shutil.rmtree(directory, ignore_errors=True)
 
-    atexit.register(stop)
+    _at_exit_of_this_process(stop)
+
+
+def _provide_server_with_contrib() -> None:
+    from django_suite.postgres import USER, find_binaries, private_server
+
+    stack = ExitStack()
+    os.environ["PGHOST"] = stack.enter_context(private_server(find_binaries()))
+    os.environ["PGPORT"] = "5432"
+    os.environ["PGUSER"] = USER
+    os.environ.pop("PGPASSWORD", None)
+    _at_exit_of_this_process(stack.close)
+
+
+def _at_exit_of_this_process(stop: Callable[[], None]) -> None:
+    """Call `stop` at exit, but not in a forked child, which inherits only the hook."""
+    owner = os.getpid()
+
+    def stop_if_owner() -> None:
+        if os.getpid() == owner:
+            stop()
+
+    atexit.register(stop_if_owner)
 
 
 def create_database(name: str = DATABASE) -> None:

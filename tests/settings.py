@@ -35,8 +35,22 @@ def queue_pool(size: int, timeout: float) -> dict[str, Any]:
     return {"POOL_OPTIONS": {"POOL_SIZE": size, "MAX_OVERFLOW": 0, "TIMEOUT": timeout}}
 
 
+#: What the tests go through: an alias, its engine, and the stock one beneath it.
+ENGINES = {
+    "native": ("django_pg_real_pool", "django.db.backends.postgresql"),
+    "dj": ("django_pg_real_pool.dj_db_conn_pool", "dj_db_conn_pool.backends.postgresql"),
+    "own": ("own_pool", "own_pool.stock"),
+}
+
 #: Which alias has the stock backend that an engine is compared with.
-STOCK_OF = {"native": "stock_native", "dj": "stock_dj", "own": "stock_own"}
+STOCK_OF = {alias: f"stock_{alias}" for alias in ENGINES}
+
+# A neighbour's session lets one alias be an engine made from the neighbour's backend; the
+# tests then go through that one alone.
+if "REAL_POOL_ENGINE" in os.environ:
+    _alias, *_engines = os.environ["REAL_POOL_ENGINE"].split()
+    ENGINES[_alias] = (_engines[0], _engines[1])
+    STOCK_OF = {_alias: f"stock_{_alias}"}
 
 #: Which alias has the same engine with `AUTOCOMMIT: False`; its stock is "stock_" + that.
 MANUAL_OF = {"native": "manual_native", "dj": "manual_dj", "own": "manual_own"}
@@ -44,23 +58,22 @@ MANUAL_OF = {"native": "manual_native", "dj": "manual_dj", "own": "manual_own"}
 #: Which alias has the same engine with `"pool": False`; its stock is "stock_" + that.
 UNPOOLED_OF = {"native": "unpooled_native", "dj": "unpooled_dj", "own": "unpooled_own"}
 
-DATABASES = {
-    "default": database("django_pg_real_pool", **NATIVE),
-    "native": database("django_pg_real_pool", **NATIVE),
-    "stock_native": database("django.db.backends.postgresql", **NATIVE),
-    "dj": database("django_pg_real_pool.dj_db_conn_pool", **QUEUE),
-    "stock_dj": database("dj_db_conn_pool.backends.postgresql", **QUEUE),
-    "own": database("own_pool"),
-    "stock_own": database("own_pool.stock"),
-    # A pool of one that gives up at once: to see what happens when there is none left.
-    "brief_native": database("django_pg_real_pool", **native_pool(size=1, timeout=0.2)),
-    "brief_dj": database("django_pg_real_pool.dj_db_conn_pool", **queue_pool(1, 0.2)),
-    "brief_own": database("own_pool"),
-    # A pool of four with a long queue before it.
-    "busy_native": database("django_pg_real_pool", **native_pool(size=4, timeout=20)),
-    "busy_dj": database("django_pg_real_pool.dj_db_conn_pool", **queue_pool(4, 20)),
-    "busy_own": database("own_pool"),
+SETTINGS_OF: dict[str, dict[str, Any]] = {"native": NATIVE, "dj": QUEUE, "own": {}}
+
+#: Aliases with another pool than their engine's, by what their names begin with: with room
+#: for one connection, which gives up at once, to see what happens when there is none left;
+#: and with room for four, and a long queue before it.
+OTHER_POOLS: dict[str, dict[str, dict[str, Any]]] = {
+    "brief": {"native": native_pool(1, 0.2), "dj": queue_pool(1, 0.2), "own": {}},
+    "busy": {"native": native_pool(4, 20), "dj": queue_pool(4, 20), "own": {}},
 }
+
+DATABASES = {"default": database(ENGINES["native"][0], **NATIVE)}
+for _alias, (_engine, _stock) in ENGINES.items():
+    DATABASES[_alias] = database(_engine, **SETTINGS_OF[_alias])
+    DATABASES[f"stock_{_alias}"] = database(_stock, **SETTINGS_OF[_alias])
+    for _kind, _pools in OTHER_POOLS.items():
+        DATABASES[f"{_kind}_{_alias}"] = database(_engine, **_pools[_alias])
 for _engine, _manual in MANUAL_OF.items():
     for _prefix in ("", "stock_"):
         DATABASES[_prefix + _manual] = {**DATABASES[_prefix + _engine], "AUTOCOMMIT": False}

@@ -23,6 +23,8 @@ from settings import DATABASES, STOCK_OF
 
 import django_pg_real_pool
 from django_pg_real_pool import ConnectionReleaseMixin, make_release_backend
+from django_pg_real_pool._native_pool import NativePool
+from django_pg_real_pool._pools import Pool
 
 WANTED = "make_release_backend() wants a Django DatabaseWrapper class"
 
@@ -107,6 +109,57 @@ def test_the_base_is_left_as_it_was(alias: str) -> None:
     assert "django_pg_real_pool" not in {
         each.__module__.partition(".")[0] for each in stock.SchemaEditorClass.__mro__
     }
+
+
+# ##### D6: what the author of an engine says #####
+
+
+def test_the_same_said_of_the_same_base_gives_the_same_class() -> None:
+    """D8: in whatever order it is said."""
+    base = new_base()
+    names = ["get_new_connection", "init_connection_state"]
+    made = make_release_backend(base, once_per_connection=names)
+    assert made is make_release_backend(base, once_per_connection=names[::-1])
+    assert made is not make_release_backend(base)
+    assert make_release_backend(base) is make_release_backend(base, once_per_connection=())
+
+
+@pytest.mark.parametrize("said", ["to the factory", "by the base", "by hand"])
+def test_an_override_may_be_said_to_be_about_a_connection(said: str) -> None:
+    """D6: then the pool beneath it is known again, and set-up runs for new ones only."""
+    hooks = ("get_new_connection", "get_connection_params", "init_connection_state")
+    namespace: dict[str, Any] = {name: lambda self, *args: None for name in hooks} | {
+        "__module__": "users.base"
+    }
+    stock: Any = type(connections["stock_native"])
+    once: dict[str, Any] = {"once_per_connection": hooks}
+
+    plain: Any = make_release_backend(type("Plain", (stock,), dict(namespace)))
+    assert type(plain._hooks.pool) is Pool
+    assert plain._hooks.init_every_time
+
+    made: Any
+    if said == "to the factory":
+        made = make_release_backend(type("Base", (stock,), namespace), **once)
+    elif said == "by the base":
+        made = make_release_backend(type("Base", (stock,), namespace | once))
+    else:
+        base = type("Base", (stock,), namespace)
+        made = type("Made", (ConnectionReleaseMixin, base), dict(once))
+    assert isinstance(made._hooks.pool, NativePool)
+    assert not made._hooks.init_every_time
+
+
+def test_what_can_not_be_said_is_refused() -> None:
+    """D8: with what can be; and the base can be used all the same."""
+    base = new_base()
+    with pytest.raises(ImproperlyConfigured) as caught:
+        make_release_backend(base, once_per_connection=["close", "cursor"])
+    assert str(caught.value).endswith(
+        "once_per_connection can't have 'close', 'cursor'; valid names are: "
+        "get_connection_params, get_new_connection, init_connection_state."
+    )
+    make_release_backend(base, once_per_connection=["get_new_connection"])
 
 
 # ##### D8: what is refused #####

@@ -17,11 +17,20 @@ PACKAGE = "django_pg_real_pool"
 ROOT = Path(django_pg_real_pool.__file__).parent
 
 #: Where Django looks for `DatabaseWrapper`, so what an ENGINE names.
-ENGINES = {f"{PACKAGE}.base", f"{PACKAGE}.dj_db_conn_pool.base"}
+ENGINES = {
+    f"{PACKAGE}.base",
+    f"{PACKAGE}.dj_db_conn_pool.base",
+    f"{PACKAGE}.postgis.base",
+}
 
 #: Packages that need a database driver to be installed, or are one.
 DRIVERS = ("psycopg", "psycopg2", "psycopg_pool", "sqlalchemy", "dj_db_conn_pool")
-DRIVER_BACKED = (*DRIVERS, "django.db.backends.postgresql", "django.contrib.postgres")
+DRIVER_BACKED = (
+    *DRIVERS,
+    "django.db.backends.postgresql",
+    "django.contrib.gis",
+    "django.contrib.postgres",
+)
 
 
 class Import(NamedTuple):

@@ -1,0 +1,1 @@
+"""What a user of django-tenants writes to release early."""

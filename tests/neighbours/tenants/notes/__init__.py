@@ -1,0 +1,1 @@
+"""Each tenant has a table of its own of these."""
