@@ -8,6 +8,7 @@ leaves each override of the base in force.
 from __future__ import annotations
 
 from _thread import get_ident
+from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from ._checkout import Checkout as _Base
 else:
     _Base = BaseDatabaseWrapper
+
+
+#: Raises what Django raises where an event loop runs.  Its decorator asks by way of an
+#: exception, in each of the three calls that a block makes: a third of an empty block.
+_refuse_event_loop = async_unsafe(lambda: None)
 
 
 class DjangoFloor(_Base):
@@ -87,19 +93,21 @@ class DjangoFloor(_Base):
     # Stock's connect first, which an event loop may not.  An atomic() block there must be
     # refused at its entry: its queries would run in other threads, so outside of it.
 
-    @async_unsafe
     def get_autocommit(self) -> bool:
+        if _get_running_loop() is not None:
+            _refuse_event_loop()
         if self._releasing or self._begin():
             return self.autocommit
         return super().get_autocommit()
 
-    @async_unsafe
     def set_autocommit(
         self,
         autocommit: bool,
         force_begin_transaction_with_broken_autocommit: bool = False,
     ) -> None:
         self.validate_no_atomic_block()
+        if _get_running_loop() is not None:
+            _refuse_event_loop()
         if not (self._releasing or self._begin()):
             super().set_autocommit(
                 autocommit, force_begin_transaction_with_broken_autocommit

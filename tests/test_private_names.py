@@ -6,10 +6,12 @@ Each is tried on the real thing, by itself, without this library in between.
 from __future__ import annotations
 
 import ast
+import asyncio
 import gc
 import importlib
 import sys
 import threading
+from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -41,6 +43,7 @@ OF_PSYCOPG = {"_notice_handlers", "_notify_handlers", "_prepared"}
 OF_ADAPTERS = {"_dumpers", "_dumpers_by_oid", "_loaders"}
 OF_POOLS = {"_check", "_cond", "_expire_at", "_pool", "_waiting", "schedule_task"}
 OF_SQLALCHEMY = {"_connection_record", "_finalizer", "_max_overflow", "_pool"}
+OF_GEODJANGO = {"_type_infos"}  # tried with PostGIS, in tests/neighbours
 OF_PYTHON = {"_current_frames", "_getframe"}
 OF_DJANGO = {
     *_django.WRAPPER_METHODS,
@@ -65,11 +68,22 @@ def test_no_other_private_name_is_used() -> None:
                 is_stored = isinstance(node.ctx, ast.Store)
                 (own if of_self and is_stored else used).add(node.attr)
     known = OF_PSYCOPG | OF_ADAPTERS | OF_POOLS | OF_SQLALCHEMY | OF_PYTHON | OF_DJANGO
+    known |= OF_GEODJANGO
     assert used - own - known == set()
 
 
 def _is_private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("__")
+
+
+def test_python_tells_whether_an_event_loop_runs() -> None:
+    """Without an exception, which asyncio's public function raises where none does."""
+
+    async def ask() -> bool:
+        return _get_running_loop() is asyncio.get_running_loop()
+
+    assert _get_running_loop() is None
+    assert asyncio.run(ask())
 
 
 # ##### Django #####
