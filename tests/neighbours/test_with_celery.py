@@ -107,3 +107,12 @@ def test_a_process_has_a_connection_after_a_task_only_if_celery_leaves_it_its_po
         tasks = Counter(each["worker"] for each in results)
         assert max(tasks.values()) > 1
         assert all(len(backends) == 1 for backends in found.values())
+
+
+def test_a_process_without_a_pool_has_one_connection_for_each_task() -> None:
+    options = ["--pool", "prefork", "--concurrency", str(PROCESSES)]
+    with working(options, {"ALIAS": "native", "POOL_SIZE": 0}) as worker:
+        results = worker.run("order", times=10)
+        assert all(len(set(each["backends"])) == 1 for each in results)
+        assert len(all_of(backends_by_process(results))) == len(results)
+        wait_until(lambda: not worker.process.connections(), "no connection is left")

@@ -99,6 +99,15 @@ def test_stock_has_the_parents_pool_after_preload_without_its_threads() -> None:
 
 
 @pytest.mark.parametrize("alias", ENGINES)
+def test_a_parent_that_closes_its_pool_keeps_no_connection(alias: str) -> None:
+    with gunicorn(alias, "--preload", QUERIES_EARLY="once") as server:
+        assert not server.connections()
+        found = backends_by_worker(ask_all_workers(server, "/order/"))
+        assert disjoint(found)
+        server.assert_idle(at_most=WORKERS * POOL)
+
+
+@pytest.mark.parametrize("alias", ENGINES)
 def test_workers_that_are_replaced_leave_no_connection_behind(alias: str) -> None:
     with gunicorn(alias, "--preload", QUERIES_EARLY=1) as server:
         before = backends_by_worker(ask_all_workers(server, "/order/"))

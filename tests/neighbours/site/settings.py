@@ -24,6 +24,8 @@ _NAME = {"application_name": os.environ.get("SITE_NAME", "site")}
 _pool: dict[str, Any] = (
     queue_pool(_SIZE, _TIMEOUT) if _ALIAS.endswith("dj") else native_pool(_SIZE, _TIMEOUT)
 )
+if _SIZE == 0:
+    _pool["OPTIONS"]["pool"] = False
 _pool["OPTIONS"] = {**_pool.get("OPTIONS", {}), **_NAME}
 
 DATABASES = {"default": database(OF_TESTS[_ALIAS]["ENGINE"], **_pool)}

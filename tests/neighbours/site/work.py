@@ -65,6 +65,13 @@ def report(backends: list[int]) -> dict[str, Any]:
 
 
 def query_early() -> None:
-    """Query while the project is loaded, where the test wants it, as some projects do."""
-    if os.environ.get("SITE_QUERIES_EARLY"):
+    """Query while the project is loaded, where the test wants it, as some projects do.
+
+    "once" closes the pool again, as our documentation has it for a parent that forks.
+    """
+    wanted = os.environ.get("SITE_QUERIES_EARLY")
+    if wanted:
         backend_pid()
+    if wanted == "once":
+        wrapper: Any = connection
+        wrapper.close_pool()
