@@ -42,16 +42,31 @@ NEIGHBOURS = [
 ]
 #: What a neighbour needs beyond pip: Debian's packages.
 DEBIAN: dict[str, list[str]] = {
+    "contrib-postgres": ["postgresql"],
     "postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
+    "postgres-extra": ["postgresql"],
 }
 #: What its tests are told: which engine they go through, and beside which stock one (see
 #: tests/settings.py); on which server, and with which extensions (see tests/server.py).
 ENVIRONMENT: dict[str, dict[str, str]] = {
+    "contrib-postgres": {
+        "REAL_POOL_SERVER": "debian",
+        "REAL_POOL_EXTENSIONS": "hstore citext",
+    },
     "postgis": {
         "REAL_POOL_ENGINE": "native django_pg_real_pool.postgis "
         "django.contrib.gis.db.backends.postgis",
         "REAL_POOL_SERVER": "debian",
         "REAL_POOL_EXTENSIONS": "postgis",
+    },
+    "postgres-extra": {
+        "REAL_POOL_ENGINE": "native neighbours.postgres_extra.engine psqlextra.backend",
+        "REAL_POOL_SERVER": "debian",
+        "REAL_POOL_EXTENSIONS": "hstore",
+    },
+    "prometheus": {
+        "REAL_POOL_ENGINE": "native neighbours.prometheus.engine "
+        "django_prometheus.db.backends.postgresql",
     },
     "tenants": {
         "REAL_POOL_ENGINE": "native neighbours.tenants.engine "

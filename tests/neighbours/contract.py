@@ -12,9 +12,18 @@ import pytest
 
 SETS_PATH = "django-tenants sends a SET search_path whenever a cursor is opened"
 IMITATES = "it imitates django-tenants, which does not go on top of the real one"
+SAID = "the engine says by once_per_connection that it need not run for each lease"
 
 #: By neighbour: how the names of tests begin, and why they fail.
 EXPECTED: dict[str, dict[str, str]] = {
+    "prometheus": {
+        "test_cursors_are_of_the_classes_that_the_base_makes": "django-prometheus makes "
+        "the driver's cursor class anew for each alias",
+        "test_an_override_runs_as_often_as_its_author_expects"
+        "[native-get_connection_params-extended]": SAID,
+        "test_an_override_runs_as_often_as_its_author_expects"
+        "[native-get_new_connection-extended]": SAID,
+    },
     "tenants": {
         "test_a_savepoint_that_ended_before_the_checkout_is_not_sent": SETS_PATH,
         "test_a_mode_set_while_a_cursor_is_open_applies_to_it": SETS_PATH,

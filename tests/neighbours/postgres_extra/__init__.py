@@ -1,0 +1,1 @@
+"""An engine made from the backend of django-postgres-extra, as a user would write it."""

@@ -1,0 +1,1 @@
+"""In two lines, for nobody knows what the overrides of a base are for."""
