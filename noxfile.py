@@ -43,6 +43,7 @@ NEIGHBOURS = [
 #: What a neighbour needs beyond pip: Debian's packages.
 DEBIAN: dict[str, list[str]] = {
     "contrib-postgres": ["postgresql"],
+    "pgbouncer": ["pgbouncer"],
     "postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
     "postgres-extra": ["postgresql"],
 }
@@ -116,11 +117,14 @@ WHEEL = [
     "django_pg_real_pool/_native_retries.py",
     "django_pg_real_pool/_origins.py",
     "django_pg_real_pool/_pools.py",
+    "django_pg_real_pool/_probe.py",
     "django_pg_real_pool/_psycopg.py",
+    "django_pg_real_pool/_question.py",
     "django_pg_real_pool/_queue_pool.py",
     "django_pg_real_pool/_reaper.py",
     "django_pg_real_pool/_registry.py",
     "django_pg_real_pool/_schema.py",
+    "django_pg_real_pool/_server_checks.py",
     "django_pg_real_pool/_session.py",
     "django_pg_real_pool/_settings.py",
     "django_pg_real_pool/_sockets.py",

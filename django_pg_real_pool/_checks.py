@@ -8,6 +8,7 @@ from typing import Any
 from django.core import checks
 
 from ._native_pool import NativePool
+from ._server_checks import findings
 from ._settings import SETTING, problems
 
 TAG = "django_pg_real_pool"
@@ -25,6 +26,9 @@ class ReleaseValidation:
         ]
         if isinstance(self.connection._hooks.pool, NativePool):
             messages += self._check_native_pool()
+        is_pooled = self.connection.settings_dict["OPTIONS"].get("pool", True)
+        if is_pooled and not any(message.is_serious() for message in messages):
+            messages += self._check_server()
         return messages
 
     def _error(self, number: int, message: str, hint: str) -> checks.Error:
@@ -33,6 +37,16 @@ class ReleaseValidation:
             hint=hint,
             id=f"{TAG}.E{number:03}",
         )
+
+    def _check_server(self) -> list[checks.CheckMessage]:
+        return [
+            checks.Warning(
+                f"Database {self.connection.alias!r}: {message}",
+                hint=hint,
+                id=f"{TAG}.W{number:03}",
+            )
+            for number, message, hint in findings(self.connection)
+        ]
 
     def _check_options(self) -> list[checks.CheckMessage]:
         alias = self.connection.alias

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
+from collections.abc import Mapping
 from copy import copy
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 #: Seconds between two looks at whether a pool that never connected has failed to.
 _FIRST_LOOK = 0.05
 
+#: psycopg_pool's default, which is its `max_size` as well.
+_MIN_SIZE = 4
+
 #: Seconds that a pool may take to close before another can be opened.
 _CLOSING = 10.0
 
@@ -33,6 +37,8 @@ class NativePool(Pool):
     `getconn()` and `putconn()` are called here; Django's `get_new_connection()` runs
     only to introduce a connection.
     """
+
+    size_setting = '["OPTIONS"]["pool"]["max_size"]'
 
     def __init__(self) -> None:
         #: The pools opened so far: alias -> (Django's dict of pools, the pool).
@@ -116,6 +122,12 @@ class NativePool(Pool):
 
     def was_checked_in(self, physical: Any) -> None:
         physical._is_lent = False
+
+    def most(self, settings_dict: Mapping[str, Any]) -> int | None:
+        options = settings_dict["OPTIONS"].get("pool")
+        options = options if isinstance(options, dict) else {}
+        most = options.get("max_size") or options.get("min_size", _MIN_SIZE)
+        return most if isinstance(most, int) else None
 
     def census(self, wrapper: LeaseState) -> Census:
         known = self._opened.get(wrapper.alias)

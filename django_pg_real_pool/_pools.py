@@ -7,6 +7,7 @@ asks of a base wrapper is what Django asks: `get_new_connection()` gets a connec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ class Census:
 
 class Pool:
     """Any pool behind any wrapper."""
+
+    #: Where in an alias's settings the size of its pool is; empty: it is not known.
+    size_setting = ""
 
     def failures(self) -> tuple[type[Exception], ...]:
         """Return the classes of what the pool may raise when a connection comes back."""
@@ -89,6 +93,10 @@ class Pool:
     def physical(self, connection: Any) -> Any:
         """Return what stays the same each time the pool gives out one connection."""
         return connection
+
+    def most(self, settings_dict: Mapping[str, Any]) -> int | None:
+        """Return how many connections the settings allow; None if that is not known."""
+        return None
 
     def census(self, wrapper: LeaseState) -> Census:
         """Count the connections of `wrapper`'s pool, as far as it tells."""

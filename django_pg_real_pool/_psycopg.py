@@ -14,6 +14,7 @@ from typing import Any
 from weakref import WeakSet
 
 from ._drivers import Driver
+from ._question import ask
 from ._sockets import peeker, waiter
 
 #: Where a psycopg connection carries what we know of it: faster than a lookup.
@@ -223,16 +224,9 @@ def _answers(pgconn: Any, known: Known) -> bool:
     """Ask the server for a sign of life, and wait for CHECK_TIMEOUT at the most."""
     from psycopg import Error
 
-    deadline = monotonic() + CHECK_TIMEOUT
     try:
-        pgconn.send_query(b"")
-        while pgconn.flush() or pgconn.is_busy():
-            if not known.wait(max(0.0, deadline - monotonic())):
-                return False
-            pgconn.consume_input()
-        while pgconn.get_result() is not None:
-            pass
-    except Error:
+        ask(pgconn, known.wait, b"", CHECK_TIMEOUT)
+    except (Error, TimeoutError):
         return False
     known.used_at = monotonic()
     return bool(pgconn.status == OK)

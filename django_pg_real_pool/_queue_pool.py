@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from threading import Lock
@@ -29,6 +30,8 @@ _LOOK_AGAIN = 0.1
 
 class QueuePool(Pool):
     """For a base that is one of django-db-connection-pool's wrappers."""
+
+    size_setting = '["POOL_OPTIONS"], "POOL_SIZE" and "MAX_OVERFLOW",'
 
     def __init__(self, is_overridden: bool = False) -> None:
         #: How the base gets or closes connections is not what that package does.
@@ -128,6 +131,16 @@ class QueuePool(Pool):
     def physical(self, connection: Any) -> Any:
         # The pool wraps the driver's connection in a new proxy at every checkout.
         return connection.driver_connection
+
+    def most(self, settings_dict: Mapping[str, Any]) -> int | None:
+        given = settings_dict.get("POOL_OPTIONS", {})
+        size, over = (
+            given.get(key, _container().pool_default_params[key.lower()])
+            for key in ("POOL_SIZE", "MAX_OVERFLOW")
+        )
+        if not isinstance(size, int) or not isinstance(over, int):
+            return None
+        return size + over if size > 0 and over >= 0 else None  # else without a limit
 
     def census(self, wrapper: LeaseState) -> Census:
         if not _container().has(wrapper.alias):

@@ -24,6 +24,7 @@ from django.db.utils import ConnectionHandler
 from helpers import backend_pid, installed, pool_of_one, run_in_thread, wait_until
 from items import Item
 from settings import DATABASES, STOCK_OF
+from small_pooler import pooler_of_transactions
 
 import django_pg_real_pool
 from django_pg_real_pool import (
@@ -310,6 +311,23 @@ def test_the_page_of_checks_has_each_check_as_it_is_printed() -> None:
         )
         for check in wrapper.validation.check()
     ]
+    with pooler_of_transactions() as port:
+        behind = wrapper_with(
+            HOST="127.0.0.1",
+            PORT=str(port),
+            OPTIONS={
+                "pool": True,
+                "sslmode": "disable",
+                "prepare_threshold": 5,
+                "assume_role": "shop",
+                "options": "-c work_mem=7MB",
+            },
+        )
+        found += behind.validation.check()
+    for each in wrapper_with(OPTIONS={"pool": {"max_size": 5000}}).validation.check():
+        # The server's own figures are another's in a moment.
+        each.msg = re.sub(r"allows \d+, (.*) \d+ now", r"allows 97, \1 12 now", each.msg)
+        found.append(each)
     page = text_of("reference/checks.md")
     assert [f"## `{check.id}`" for check in found] == re.findall(
         "^## .*", page, re.MULTILINE

@@ -13,11 +13,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from bouncer import bouncer
 from demo.__main__ import surroundings
 from server import create_database, provide_server
 
 from bench import report
-from bench.bouncer import bouncer
 from bench.load import Load
 from bench.picture import draw
 
@@ -98,7 +98,8 @@ def throughput(
                 if settings is None:
                     print("pgbouncer is not installed, so it is not measured.")
                     continue
-                load = Load(THREADS, None, work, 3, seconds, settings)
+                behind = {**settings, "CONN_MAX_AGE": None}
+                load = Load(THREADS, None, work, 3, seconds, behind)
                 result = load_run("stock", load)
                 results.append({**result, "engine": f"PgBouncer, {size} connections"})
     return results

@@ -1,4 +1,4 @@
-"""A PgBouncer in transaction mode before the benchmark's server, if there is one."""
+"""A PgBouncer in front of the server that the environment names, if one is installed."""
 
 from __future__ import annotations
 
@@ -22,17 +22,23 @@ CONFIGURATION = """\
 listen_addr = 127.0.0.1
 listen_port = {listen}
 auth_type = any
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = {connections}
 max_client_conn = 500
 unix_socket_dir =
+{more}
 """
 
 
 @contextmanager
-def bouncer(connections: int) -> Iterator[dict[str, Any] | None]:
-    """Yield the settings that lead through a PgBouncer; None where none is installed."""
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+def bouncer(
+    connections: int, mode: str = "transaction", more: str = ""
+) -> Iterator[dict[str, Any] | None]:
+    """Yield the settings that lead through a PgBouncer; None where none is installed.
+
+    It has so many connections to each database, and `more` lines in its configuration.
+    """
+    program = find_bouncer()
     if program is None:
         yield None
         return
@@ -48,6 +54,8 @@ def bouncer(connections: int) -> Iterator[dict[str, Any] | None]:
                 user=os.environ["PGUSER"],
                 listen=listen,
                 connections=connections,
+                mode=mode,
+                more=more,
             )
         )
         process = subprocess.Popen(
@@ -58,10 +66,15 @@ def bouncer(connections: int) -> Iterator[dict[str, Any] | None]:
         )
         try:
             _wait_until_ready(listen)
-            yield {"HOST": "127.0.0.1", "PORT": str(listen), "CONN_MAX_AGE": None}
+            yield {"HOST": "127.0.0.1", "PORT": str(listen)}
         finally:
             process.terminate()
             process.wait(30)
+
+
+def find_bouncer() -> str | None:
+    """Return the program, which Debian does not put on everybody's path."""
+    return shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 
 
 def _owner_of_server() -> dict[str, Any]:

@@ -1,0 +1,386 @@
+"""D7: what the checks find out from the server, and that they do no harm by asking."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from django.core import checks
+from django.db import connections, transaction
+from faults import PLAIN, POOLED, extra_alias
+from helpers import backend_pid, wait_until
+from second_server import free_port
+from small_pooler import SmallPooler, pooler_of_sessions, pooler_of_transactions
+from tcp_proxy import Proxy
+
+from django_pg_real_pool import _probe
+from django_pg_real_pool._question import ask
+from django_pg_real_pool._sockets import waiter
+
+ROLE = "with_a_limit"
+#: What an alias has that is as it should be behind a pooler.
+RIGHT = {
+    "DISABLE_SERVER_SIDE_CURSORS": True,
+    "RELEASE_OPTIONS": {"SESSION_STATE": "error"},
+}
+
+
+def checked(engine: str, **settings: Any) -> AbstractContextManager[str]:
+    """Add an alias of its own for one test."""
+    return extra_alias(f"checked_{engine}", engine, **settings)
+
+
+def found(alias: str) -> list[checks.CheckMessage]:
+    return checks.run_checks(databases=[alias])
+
+
+def ids(alias: str) -> list[str]:
+    return [str(each.id).rpartition(".")[2] for each in found(alias)]
+
+
+@pytest.fixture(params=POOLED)
+def pooled(request: pytest.FixtureRequest) -> str:
+    """Each engine whose pool says what it may grow to."""
+    return str(request.param)
+
+
+@pytest.fixture
+def limited(observer: Any) -> Iterator[Callable[[int], None]]:
+    """A role that may have few connections; the fixture's value says how many."""
+    observer.execute(f"CREATE ROLE {ROLE} LOGIN")
+
+    def limit(connections: int) -> None:
+        observer.execute(f"ALTER ROLE {ROLE} CONNECTION LIMIT {connections}")
+
+    yield limit
+
+    def is_gone() -> bool:
+        count = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s"
+        return bool(observer.execute(count, [ROLE]).fetchone() == (0,))
+
+    wait_until(is_gone, f"{ROLE} has no connection")
+    observer.execute(f"DROP ROLE {ROLE}")
+
+
+@contextmanager
+def others(count: int) -> Iterator[None]:
+    """Keep so many connections of the role, beside all pools."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(psycopg.connect(user=ROLE))
+        yield
+
+
+# ##### The size of the pool #####
+
+
+def test_a_pool_larger_than_the_server_allows_is_reported(pooled: str) -> None:
+    """D7: W006, with what was found and what to change."""
+    with checked(pooled, size=5000) as name:
+        (warning,) = found(name)
+    assert warning.id == "django_pg_real_pool.W006"
+    assert warning.level == checks.WARNING
+    assert re.fullmatch(
+        rf"Database '{name}': its pool may grow to 5000 connections, but max_connections "
+        r"of the server allows \d+, of which others use \d+ now\.",
+        warning.msg,
+    )
+    setting = {
+        "native": '["OPTIONS"]["pool"]["max_size"]',
+        "dj": '["POOL_OPTIONS"], "POOL_SIZE" and "MAX_OVERFLOW",',
+    }[pooled]
+    assert warning.hint == (
+        f"Lower DATABASES['{name}']{setting} or raise the limit. Each process has a pool "
+        "of its own."
+    )
+
+
+def test_what_others_use_is_not_free(pooled: str, limited: Callable[[int], None]) -> None:
+    """D7: a pool that would fit alone, beside others of the same role."""
+    limited(5)
+    with checked(pooled, size=3, USER=ROLE) as name, others(3):
+        (warning,) = found(name)
+    assert warning.msg == (
+        f"Database '{name}': its pool may grow to 3 connections, but CONNECTION LIMIT of "
+        f"role {ROLE} allows 5, of which others use 3 now."
+    )
+
+
+def test_a_pool_may_be_as_large_as_what_is_free(
+    pooled: str, limited: Callable[[int], None]
+) -> None:
+    """D7: to the last connection."""
+    limited(5)
+    with checked(pooled, size=3, USER=ROLE) as name, others(2):
+        assert ids(name) == []
+
+
+def test_what_the_pool_has_itself_is_free(
+    pooled: str, limited: Callable[[int], None]
+) -> None:
+    """D7: a check in a process that serves already."""
+    limited(6)
+    with checked(pooled, size=4, USER=ROLE) as name:
+        backend_pid(name)
+        with others({"native": 1, "dj": 2}[pooled]):  # all that is left, less one
+            assert ids(name) == []
+
+
+def test_the_limit_of_a_database_counts(pooled: str, observer: Any) -> None:
+    """D7: the tightest limit is the one that is named."""
+    database = "with_a_limit"
+    observer.execute(f"CREATE DATABASE {database} CONNECTION LIMIT 2")
+    try:
+        with checked(pooled, size=3, NAME=database) as name:
+            (warning,) = found(name)
+            assert "CONNECTION LIMIT of database with_a_limit allows 2" in warning.msg
+    finally:
+        observer.execute(f"DROP DATABASE {database} WITH (FORCE)")
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "most"),
+    [
+        ("native", True, 4),
+        ("native", {"max_size": None}, 4),
+        ("native", {"min_size": 3}, 3),
+        ("native", {"min_size": 3, "max_size": 7}, 7),
+        ("native", {"max_size": "many"}, None),
+        ("dj", {}, 20),
+        ("dj", {"POOL_SIZE": 1, "MAX_OVERFLOW": 3}, 4),
+        ("dj", {"POOL_SIZE": 0}, None),
+        ("dj", {"MAX_OVERFLOW": -1}, None),
+        ("dj", {"MAX_OVERFLOW": "many"}, None),
+        ("own", {}, None),
+    ],
+)
+def test_what_a_pool_may_grow_to_is_read_as_the_pool_reads_it(
+    engine: str, options: Any, most: int | None
+) -> None:
+    """D7: the defaults are psycopg_pool's and the other package's own."""
+    wrapper: Any = connections[engine]
+    if engine == "native":
+        settings: Any = {"OPTIONS": {"pool": options}}
+    else:
+        settings = {"OPTIONS": {}, "POOL_OPTIONS": options}
+    assert wrapper._hooks.pool.most(settings) == most
+
+
+def test_the_defaults_are_those_of_the_pool_itself() -> None:
+    """D7: psycopg_pool's, which may change."""
+    from psycopg_pool import ConnectionPool
+
+    wrapper: Any = connections["native"]
+    pool: Any = ConnectionPool(open=False)
+    settings = {"OPTIONS": {"pool": True}}
+    assert wrapper._hooks.pool.most(settings) == pool.max_size
+
+
+def test_a_pool_that_does_not_tell_its_size_is_not_complained_of() -> None:
+    """D7: of a pool that is not known nothing is claimed."""
+    with checked("own") as name:
+        assert ids(name) == []
+
+
+# ##### A pooler #####
+
+
+def test_behind_a_pooler_each_thing_that_is_missing_is_named(alias: str) -> None:
+    """D7: W001 to W005, each with what to write."""
+    options = {
+        **PLAIN,
+        "prepare_threshold": 5,
+        "assume_role": "shop",
+        "options": "-c work_mem=7MB",
+    }
+    with (
+        pooler_of_transactions() as port,
+        checked(alias, HOST="127.0.0.1", PORT=str(port), OPTIONS=options) as name,
+    ):
+        warnings = found(name)
+    assert [each.id for each in warnings] == [
+        f"django_pg_real_pool.W00{number}" for number in range(1, 6)
+    ]
+    for each, setting in zip(
+        warnings,
+        [
+            '["DISABLE_SERVER_SIDE_CURSORS"] to True',
+            '["RELEASE_OPTIONS"]["SESSION_STATE"] to "error"',
+            '"prepare_threshold" from',
+            "ALTER ROLE ... SET role = 'shop'",
+            "ALTER DATABASE ... SET",
+        ],
+        strict=True,
+    ):
+        assert each.msg.startswith(
+            f"Database '{name}': behind a pooler in transaction mode, "
+        )
+        assert setting in str(each.hint)
+
+
+def test_behind_a_pooler_what_is_right_is_not_complained_of(alias: str) -> None:
+    """D7: nor is the size of the pool, whose limit is the pooler's."""
+    with (
+        pooler_of_transactions() as port,
+        checked(
+            alias,
+            size=5000,
+            HOST="127.0.0.1",
+            PORT=str(port),
+            OPTIONS=PLAIN,
+            connects=False,
+            **RIGHT,
+        ) as name,
+    ):
+        assert ids(name) == []
+
+
+def test_behind_a_pooler_of_sessions_nothing_is_missing(alias: str) -> None:
+    """D7: there, each client has a session of its own."""
+    with (
+        pooler_of_sessions(2) as port,
+        checked(alias, HOST="127.0.0.1", PORT=str(port), OPTIONS=PLAIN) as name,
+    ):
+        assert ids(name) == []
+
+
+def test_a_pooler_that_lets_its_clients_wait_does_not_stop_the_check(
+    alias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D7: its one connection is the first client's, as long as that is there."""
+    monkeypatch.setattr(_probe, "PATIENCE", 1)
+    with (
+        pooler_of_sessions(1) as port,
+        checked(alias, HOST="127.0.0.1", PORT=str(port), OPTIONS=PLAIN) as name,
+    ):
+        began = time.monotonic()
+        assert ids(name) == []
+        assert time.monotonic() - began < 5
+
+
+# ##### No harm #####
+
+
+def test_the_end_of_an_answer_is_not_awaited_for_ever() -> None:
+    """F2: nor with the GIL held; an idle connection is asked in the same way."""
+    with (
+        closing(SmallPooler(size=1, are_shared=True, pause=1.0)) as pooler,
+        psycopg.connect(host="127.0.0.1", port=pooler.port, **PLAIN) as connection,  # type: ignore[arg-type]
+    ):
+        pgconn = connection.pgconn
+        with pytest.raises(TimeoutError):
+            ask(pgconn, waiter(pgconn.socket), b"SELECT 1", seconds=0.2)
+        connection.close()
+
+
+@pytest.fixture(params=["nobody listens", "hangs up", "never answers"])
+def unreachable(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The port of a server that can't be had."""
+    if request.param == "nobody listens":
+        yield free_port()
+        return
+    with closing(Proxy("127.0.0.1", free_port())) as proxy:
+        if request.param == "never answers":
+            proxy._target = (_host(), _port())
+            proxy.swallow()
+        yield proxy.port
+
+
+def _host() -> str:
+    return str(connections["native"].settings_dict["HOST"])
+
+
+def _port() -> int:
+    return int(connections["native"].settings_dict["PORT"])
+
+
+def test_a_server_that_can_not_be_reached_is_none_of_the_checks_business(
+    unreachable: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D7: no error, no warning, no long wait; the first query says it better."""
+    monkeypatch.setattr(_probe, "PATIENCE", 2)  # of which libpq makes no less
+    for options in ({}, {"options": "-c work_mem=7MB"}):
+        with checked(
+            "native",
+            connects=False,
+            HOST="127.0.0.1",
+            PORT=str(unreachable),
+            OPTIONS=options,
+        ) as name:
+            began = time.monotonic()
+            assert ids(name) == []
+            assert time.monotonic() - began < 8
+
+
+def test_a_connection_that_breaks_while_it_is_asked_is_no_error(
+    alias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D7: nor is a server that refuses the question."""
+    with checked(alias) as name:
+        for sql in ("SELECT pg_terminate_backend(pg_backend_pid())", "SELECT 1 / 0"):
+            monkeypatch.setattr(_probe, "PID", sql)
+            assert ids(name) == []
+
+
+def test_the_check_takes_nothing_from_the_pool(alias: str, observer: Any) -> None:
+    """D7: it makes a connection of its own, which is gone when it returns."""
+    with closing(Proxy(_host(), _port())) as proxy:
+        options = {**PLAIN, "application_name": "checked"}
+        with checked(
+            alias, HOST="127.0.0.1", PORT=str(proxy.port), OPTIONS=options
+        ) as name:
+            assert ids(name) == []
+            assert len(proxy.links) == 1
+            wait_until(lambda: not proxy.open_links, "the check's connection is closed")
+            wrapper: Any = connections[name]
+            assert wrapper.connection is None
+            if alias == "native":
+                assert name not in wrapper._connection_pools
+
+
+def test_the_check_is_no_statement_of_the_block_around_it(alias: str) -> None:
+    """D7: in a block that has failed as well."""
+    with checked(alias) as name:
+        with transaction.atomic(name):
+            assert ids(name) == []
+            assert connections[name].connection is None
+        with transaction.atomic(name):
+            pid = backend_pid(name)
+            transaction.set_rollback(True, name)
+            assert ids(name) == []
+            transaction.set_rollback(False, name)
+            assert backend_pid(name) == pid
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"OPTIONS": {"pool": False}}, {"RELEASE_OPTIONS": {"SESSION_STATE": "pni"}}],
+)
+def test_the_server_is_not_asked_where_nothing_can_be_learnt(
+    alias: str, settings: dict[str, Any]
+) -> None:
+    """D7: without a pool nothing is released early; and errors come first."""
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        nobody.setblocking(False)
+        port = str(nobody.getsockname()[1])
+        with checked(
+            alias, connects=False, HOST="127.0.0.1", PORT=port, **settings
+        ) as name:
+            found(name)
+        with pytest.raises(BlockingIOError):
+            nobody.accept()
+
+
+def test_other_databases_are_not_asked(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D7: what PostgreSQL would be asked, through psycopg, is for no other."""
+    wrapper_class: Any = type(connections[alias])
+    monkeypatch.setattr(_probe, "probe", lambda wrapper: pytest.fail("it was asked"))
+    monkeypatch.setattr(wrapper_class, "vendor", "mysql")
+    with checked(alias, connects=False) as name:
+        assert ids(name) == []
