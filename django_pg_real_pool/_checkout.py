@@ -253,7 +253,7 @@ class Checkout(Holding):
                 # With a cursor as any other: what a base does when it makes one (a SET,
                 # say) comes before the savepoint, as in stock, and survives it.
                 with self.cursor() as cursor:
-                    cursor.debug_sql = _was_logged
+                    cursor.debug_sql = _was_logged  # type: ignore[attr-defined]
                     cursor.execute(self.ops.savepoint_create_sql(sid))
         except BaseException:
             self._unsent_savepoints = unsent

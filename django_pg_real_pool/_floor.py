@@ -25,7 +25,7 @@ else:
 
 #: Raises what Django raises where an event loop runs.  Its decorator asks by way of an
 #: exception, in each of the three calls that a block makes: a third of an empty block.
-_refuse_event_loop = async_unsafe(lambda: None)
+_refuse_event_loop: Any = async_unsafe(lambda: None)
 
 
 class DjangoFloor(_Base):

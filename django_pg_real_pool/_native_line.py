@@ -80,7 +80,7 @@ def _place() -> Any:
             turn, decided = self._cond
             if not decided.acquire(False):
                 return False
-            self.conn, self.error = conn, error
+            self.conn, self.error = conn, error  # type: ignore[misc]
             turn.release()
             return True
 

@@ -85,13 +85,18 @@ def test_a_lease_without_a_hold_is_ended(alias: str, wrapper: Any) -> None:
     assert backend_pid(alias)
 
 
+def reap_thrice() -> None:
+    for _ in range(3):
+        _reaper.reap()
+
+
 def test_a_lease_that_gets_a_hold_in_time_goes_on(alias: str, wrapper: Any) -> None:
     """R3: whoever has the lock is at work; what has a hold is not lost."""
     wrapper.connect()
     holds = dict(wrapper._lease.holds)
     wrapper._lease.holds.clear()
     with wrapper._lease_lock:
-        thread = threading.Thread(target=lambda: [_reaper.reap() for _ in range(3)])
+        thread = threading.Thread(target=reap_thrice)
         thread.start()
         thread.join()
         assert wrapper.connection is not None
