@@ -48,8 +48,9 @@ class ConnectionReleaseMixin(Checkout):
         cls.validation_class = validation_class_for(validation_class)
         if cls.SchemaEditorClass is not None:
             cls.SchemaEditorClass = schema_editor_class_for(cls.SchemaEditorClass)
-        if cls.creation_class is not None:
-            cls.creation_class = creation_class_for(cls.creation_class)
+        creation_class: Any = cls.creation_class
+        if creation_class is not None:
+            cls.creation_class = creation_class_for(creation_class)
 
     @property
     def pool(self) -> Any:
