@@ -252,6 +252,7 @@ class Checkout(Holding):
                 self.execute_wrappers, self.needs_rollback = wrappers, False
                 # With a cursor as any other: what a base does when it makes one (a SET,
                 # say) comes before the savepoint, as in stock, and survives it.
+                cursor: Any
                 with self.cursor() as cursor:
                     cursor.debug_sql = _was_logged  # type: ignore[attr-defined]
                     cursor.execute(self.ops.savepoint_create_sql(sid))
