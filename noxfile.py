@@ -43,6 +43,7 @@ NEIGHBOURS = [
 #: What a neighbour needs beyond pip: Debian's packages.
 DEBIAN: dict[str, list[str]] = {
     "contrib-postgres": ["postgresql"],
+    "dj-postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
     "pgbouncer": ["pgbouncer"],
     "postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
     "postgres-extra": ["postgresql"],
@@ -53,6 +54,12 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
     "contrib-postgres": {
         "REAL_POOL_SERVER": "debian",
         "REAL_POOL_EXTENSIONS": "hstore citext",
+    },
+    "dj-postgis": {
+        "REAL_POOL_ENGINE": "dj neighbours.dj_postgis.engine "
+        "dj_db_conn_pool.backends.postgis",
+        "REAL_POOL_SERVER": "debian",
+        "REAL_POOL_EXTENSIONS": "postgis",
     },
     "postgis": {
         "REAL_POOL_ENGINE": "native django_pg_real_pool.postgis "

@@ -13,12 +13,42 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakSet
 
+from ._sockets import cut
+
+#: Every physical connection of this process that a driver was told of, but psycopg's.
+_physicals: WeakSet[Any] = WeakSet()
+
+
+def cut_inherited() -> None:
+    """In a forked child: let no connection of the parent be reached, as far as we can.
+
+    To collect one, if only at the child's end, may be to say goodbye to the server.
+    """
+    for physical in list(_physicals):
+        file = None
+        with suppress(Exception):  # it has no such thing, or is closed
+            file = physical.fileno()
+        if file is None:
+            _make_immortal(physical)
+        else:
+            cut([file])
+    _physicals.clear()
+
+
+def _make_immortal(physical: Any) -> None:
+    """Let an object not even be collected when the interpreter ends."""
+    from ctypes import py_object, pythonapi
+
+    pythonapi.Py_IncRef(py_object(physical))
+
 
 class Driver:
     """Any driver that follows PEP 249."""
 
     #: `in_transaction()` only guesses, by the mode.
     guesses = True
+    #: `is_ready()` and `is_usable()` see that a connection was closed by the server.
+    notices_closing = False
 
     def __init__(self) -> None:
         self._set_up: WeakSet[Any] = WeakSet()
@@ -35,6 +65,7 @@ class Driver:
     def mark_set_up(self, physical: Any) -> None:
         with suppress(TypeError):
             self._set_up.add(physical)
+            _physicals.add(physical)
 
     def forget_set_up(self, physical: Any) -> None:
         with suppress(TypeError):

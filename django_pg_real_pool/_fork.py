@@ -12,7 +12,7 @@ from threading import RLock
 from typing import Any
 from weakref import WeakSet
 
-from . import _checkin, _psycopg, _reaper, _registry
+from . import _checkin, _drivers, _psycopg, _reaper, _registry
 from ._lease import Event, Hold
 from ._pools import Pool
 
@@ -27,6 +27,7 @@ pools_in_use: WeakSet[Pool] = WeakSet()
 def _forget_parent() -> None:
     """Run in the child, on the only thread that it has, before anything else."""
     _psycopg.cut_inherited()
+    _drivers.cut_inherited()
     _registry.renew_lock()
     _checkin.inside_pool.clear()
     for adapter in pools_in_use:

@@ -5,8 +5,6 @@ It is used through the objects it gave us, so that importing this needs no drive
 
 from __future__ import annotations
 
-import os
-import socket
 from contextlib import suppress
 from functools import cache
 from time import monotonic
@@ -15,7 +13,7 @@ from weakref import WeakSet
 
 from ._drivers import Driver
 from ._question import ask
-from ._sockets import peeker, waiter
+from ._sockets import cut, peeker, waiter
 
 #: Where a psycopg connection carries what we know of it: faster than a lookup.
 _KNOWN = "_django_pg_real_pool"
@@ -60,15 +58,13 @@ def know(physical: Any) -> Known:
 def cut_inherited() -> None:
     """In a forked child: let no connection of the parent be reached, by whatever means.
 
-    Where the parent's socket was, the child has one that nobody listens to.  So a
-    polite close, or a cursor that somebody still has, can't harm the parent.
+    So a polite close, or a cursor that somebody still has, can't harm the parent.
     """
-    nobody, deaf = socket.socketpair()
-    nobody.close()
-    with deaf:
-        for physical in list(_physicals):
-            with suppress(Exception):  # it is closed
-                os.dup2(deaf.fileno(), physical.pgconn.socket, inheritable=False)
+    sockets = []
+    for physical in list(_physicals):
+        with suppress(Exception):  # it is closed
+            sockets.append(physical.pgconn.socket)
+    cut(sockets)
     _physicals.clear()
 
 
@@ -76,6 +72,7 @@ class Psycopg(Driver):
     """psycopg 3."""
 
     guesses = False
+    notices_closing = True
 
     # ##### What is known of a physical connection #####
 

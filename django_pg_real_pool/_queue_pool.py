@@ -105,9 +105,11 @@ class QueuePool(Pool):
 
     def _make_and_checkout(self, wrapper: LeaseState) -> Any:
         # The pool is made on the way.  It is to do without a ping at each checkout,
-        # which is on by default (see CHECK_AFTER_IDLE).
+        # which is on by default, where we look ourselves (see CHECK_AFTER_IDLE).
         settings = wrapper.settings_dict
-        options = {**settings.get("POOL_OPTIONS", {}), "PRE_PING": False}
+        options = dict(settings.get("POOL_OPTIONS", {}))
+        if wrapper._hooks.driver.notices_closing:
+            options["PRE_PING"] = False
         wrapper.settings_dict = {**settings, "POOL_OPTIONS": options}
         try:
             connection = super().checkout(wrapper)

@@ -1,4 +1,4 @@
-"""Looks at sockets: is there anything to be read?
+"""Looks at sockets: is there anything to be read?  And cuts them off, after a fork.
 
 A connection at rest has nothing to say, so if there is, it was closed, or ought to be
 looked at.  This is asked before each query.
@@ -6,8 +6,11 @@ looked at.  This is asked before each query.
 
 from __future__ import annotations
 
+import os
 import select
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -42,3 +45,13 @@ def waiter(file: int) -> Callable[[float], Any]:
         poll.register(file, select.POLLIN | select.POLLPRI)
         return lambda seconds: poll.poll(seconds * 1000)
     return lambda seconds: select.select([file], [], [], seconds)[0]
+
+
+def cut(files: list[int]) -> None:
+    """Put a socket that nobody listens to in the place of each of these."""
+    nobody, deaf = socket.socketpair()
+    nobody.close()
+    with deaf:
+        for file in files:
+            with suppress(OSError):  # it is closed
+                os.dup2(deaf.fileno(), file, inheritable=False)
