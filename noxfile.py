@@ -134,6 +134,7 @@ WHEEL = [
     "django_pg_real_pool/_server_checks.py",
     "django_pg_real_pool/_session.py",
     "django_pg_real_pool/_settings.py",
+    "django_pg_real_pool/_setup.py",
     "django_pg_real_pool/_sockets.py",
     "django_pg_real_pool/_state.py",
     "django_pg_real_pool/_status.py",

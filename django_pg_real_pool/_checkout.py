@@ -1,12 +1,10 @@
-"""Takes a connection and makes it what stock's connect() would have made of it."""
+"""Takes a connection from the pool, for a wrapper that has none."""
 
 from __future__ import annotations
 
 import logging
 from _thread import get_ident
-from collections import deque
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Hashable
 from functools import cache, lru_cache
 from threading import current_thread
 from time import monotonic
@@ -19,17 +17,16 @@ from django.utils.asyncio import async_unsafe
 
 from . import _reaper, _registry
 from ._checkin import inside_pool
-from ._holding import Holding
 from ._lease import Event
 from ._origins import find_origin
 from ._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
-from ._state import TRANSACTION_STATE
+from ._setup import Setup
 from ._status import explain_exhaustion
 
 logger = logging.getLogger("django_pg_real_pool")
 
 
-class Checkout(Holding):
+class Checkout(Setup):
     """Begins sessions and leases."""
 
     def _begin(self, explicitly: bool = False) -> bool:
@@ -195,73 +192,6 @@ class Checkout(Holding):
         finally:
             inside_pool.discard(ident)
 
-    def _set_up(self, announce: bool) -> None:
-        """Do the rest of stock's connect() with the connection that is there."""
-        if announce:
-            self.check_settings()
-            self._hooks.pool.introduce(self)
-        self._apply_autocommit()
-        self.init_connection_state()
-        if announce:
-            connection_created.send(sender=self.__class__, connection=self)
-            self._announced = True
-
-    def _apply_autocommit(self) -> None:
-        if self._hooks.driver.autocommit(self.connection) is not self.autocommit:
-            self._set_autocommit(self.autocommit)
-
-    @contextmanager
-    def _outside_transaction(self) -> Iterator[None]:
-        """Show the state of a wrapper that has just connected, as stock would.
-
-        A connection may be taken inside a block, but what sets it up, receivers of
-        connection_created included, must not become a part of the transaction.  Nor is
-        it for those to see who count, log or forbid queries now: for all but the first
-        connection since close(), stock would have done it long ago.
-        """
-        if not (
-            self._announced
-            or self.in_atomic_block
-            or self.autocommit is not self._default_autocommit
-        ):
-            yield
-            return
-        saved = {name: getattr(self, name) for name in TRANSACTION_STATE}
-        saved["autocommit"] = self.autocommit
-        if self._announced:
-            saved["queries_log"] = self.queries_log
-            saved["execute_wrappers"] = self.execute_wrappers
-            self.queries_log, self.execute_wrappers = deque(maxlen=0), []
-        self._reset_transaction_state()
-        self.autocommit = self._default_autocommit
-        try:
-            yield
-        finally:
-            for name, value in saved.items():
-                setattr(self, name, value)
-
-    def _send_savepoints(self) -> None:
-        """Send the savepoints of the open blocks, as they would have been sent.
-
-        Whoever watches the wrapper, its cursors or their class sees them pass.
-        """
-        unsent, self._unsent_savepoints = self._unsent_savepoints, []
-        wrappers_now, is_broken = self.execute_wrappers, self.needs_rollback
-        try:
-            for sid, wrappers in unsent:
-                self.execute_wrappers, self.needs_rollback = wrappers, False
-                # With a cursor as any other: what a base does when it makes one (a SET,
-                # say) comes before the savepoint, as in stock, and survives it.
-                cursor: Any
-                with self.cursor() as cursor:
-                    cursor.debug_sql = _was_logged  # type: ignore[attr-defined]
-                    cursor.execute(self.ops.savepoint_create_sql(sid))
-        except BaseException:
-            self._unsent_savepoints = unsent
-            raise
-        finally:
-            self.execute_wrappers, self.needs_rollback = wrappers_now, is_broken
-
     @async_unsafe
     def _pin(self, token: Hashable, trusted: bool = False) -> None:
         """Hold the lease until `_unpin(token)`; check a connection out if need be.
@@ -313,8 +243,3 @@ def _exhausted(of_pool: Any) -> Any:
     connect() raises what the pool raises, everything else Django's OperationalError.
     """
     return type(of_pool.__name__, (OperationalError, of_pool), {})
-
-
-def _was_logged(*args: Any, **kwargs: Any) -> Any:
-    """Stand for a debug cursor's logging of what was logged when it was asked for."""
-    return nullcontext()
