@@ -130,6 +130,7 @@ WHEEL = [
     "django_pg_real_pool/_queue_pool.py",
     "django_pg_real_pool/_reaper.py",
     "django_pg_real_pool/_registry.py",
+    "django_pg_real_pool/_scanner.py",
     "django_pg_real_pool/_schema.py",
     "django_pg_real_pool/_server_checks.py",
     "django_pg_real_pool/_session.py",

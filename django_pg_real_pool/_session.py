@@ -22,15 +22,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Token(NamedTuple):
-    """A piece of a statement: its kind in `_TOKEN`, and its text, folded if a word."""
-
-    kind: str
-    text: str
-
+from ._scanner import Token, Unclear, tokens
 
 #: A statement that begins with this word changes the session ...
 FIRST_WORDS = {
@@ -112,69 +106,8 @@ _ANYWHERE = re.compile(r"pg_temp|u&")
 _SUSPECT_CODE = re.compile(_SUSPECT.pattern + r"|execute|\\", re.IGNORECASE)
 _SUSPECT_CALL = re.compile(r"(?<![^\W_])(" + "|".join(FUNCTIONS) + r")\W*\(", re.IGNORECASE)
 
-# As in the server's own scanner: a space is one of ASCII's; everything beyond ASCII is
-# a letter; the tag of a dollar quote has a case, and a number ends where its digits do.
-_TOKEN = re.compile(
-    r"""
-      (?P<space>\s+ | --[^\r\n]*)
-    | (?P<comment>/\*)
-    | (?P<escaped>[eE]'(?:[^'\\]|\\.|'')*')
-    | (?P<unicode>[uU]&["'])
-    | (?P<string>[bBxXnN]?'(?:[^']|'')*')
-    | (?P<name>"(?:[^"]|"")*")
-    | (?P<dollar>
-        \$(?P<tag>[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*)?\$
-        .*?
-        \$(?(tag)(?P=tag))\$)
-    | (?P<word>[A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*)
-    | (?P<number>\d+)
-    | (?P<placeholder>%\((?=[^)]*(?:['"$]|--|/\*)))
-    | (?P<other>.)
-    """,
-    re.VERBOSE | re.DOTALL | re.ASCII,
-)
 #: The kinds of tokens that may be code for somebody.
 _STRINGS = ("string", "escaped", "dollar")
-_COMMENT_MARK = re.compile(r"/\*|\*/")
-
-
-class _Unclear(Exception):
-    """The text can't be taken apart with certainty."""
-
-
-def _tokens(sql: str) -> Iterator[Token]:
-    """Yield what is neither a space nor a comment.  Raises _Unclear."""
-    position, end = 0, len(sql)
-    while position < end:
-        match = _TOKEN.match(sql, position)
-        assert match is not None  # the last alternative matches any character
-        kind, text = str(match.lastgroup), match.group()
-        position = match.end()
-        if kind == "comment":
-            position = _end_of_comment(sql, position)
-        elif kind == "word":
-            yield Token(kind, text.lower())
-        elif kind == "name":
-            yield Token(kind, text[1:-1].replace('""', '"'))
-        elif (
-            kind in ("unicode", "placeholder")  # the latter's name looks like a quote
-            or (kind == "string" and "\\" in text)
-            or text in ("'", '"')
-        ):
-            raise _Unclear
-        elif kind != "space":
-            yield Token(kind, text)
-
-
-def _end_of_comment(sql: str, position: int) -> int:
-    depth = 1  # PostgreSQL's comments nest
-    while depth:
-        match = _COMMENT_MARK.search(sql, position)
-        if match is None:
-            raise _Unclear
-        depth += 1 if match.group() == "/*" else -1
-        position = match.end()
-    return position
 
 
 def _analyse(sql: str) -> str | None:
@@ -214,13 +147,13 @@ def _read(sql: str) -> str | None:
     changes: list[str] = []
     try:
         statement: list[Token] = []
-        for token in [*_tokens(sql), Token("other", ";")]:
+        for token in [*tokens(sql), Token("other", ";")]:
             if token.text == ";" and token.kind == "other":
                 changes += _changes_by(statement)
                 statement = []
             else:
                 statement.append(token)
-    except _Unclear:
+    except Unclear:
         changes = [f"unclear statement with {suspect.group()!r}", *_beyond_reset_in(sql)]
     # Of several, that which decides how the session must be cleaned.
     changes.sort(key=lambda change: change not in BEYOND_RESET)
