@@ -75,7 +75,7 @@ class Setup(Holding):
                 # say) comes before the savepoint, as in stock, and survives it.
                 cursor: Any
                 with self.cursor() as cursor:
-                    cursor.debug_sql = _was_logged  # type: ignore[attr-defined]
+                    cursor.debug_sql = _was_logged
                     cursor.execute(self.ops.savepoint_create_sql(sid))
         except BaseException:
             self._unsent_savepoints = unsent

@@ -21,7 +21,7 @@ from psycopg import sql
 from session_cases import CASES, CHANGES, REFUSED, ROLE, SAME, Case
 from sessions import session_of
 
-from django_pg_real_pool import _session
+from django_pg_real_pool._scanner import tokens
 from django_pg_real_pool._session import (
     BEYOND_RESET,
     FIRST_WORDS,
@@ -402,13 +402,12 @@ def test_a_comment_at_the_end_costs_no_second_reading(
 ) -> None:
     """C2: tracing tools end each statement with a comment that no other one has."""
     read: list[str] = []
-    tokens = _session.tokens
 
     def counted(text: str) -> Iterator[Any]:
         read.append(text)
         return tokens(text)
 
-    monkeypatch.setattr(_session, "tokens", counted)
+    monkeypatch.setattr("django_pg_real_pool._session.tokens", counted)
     for number in range(20):
         comment = f"/*controller='page',traceparent='00-{number}-01'*/"
         assert changes_session(f"UPDATE traced SET a = 'b' {comment}") is None
