@@ -6,15 +6,17 @@ It makes another cursor out of each that a wrapper makes, of a class that it mak
 from __future__ import annotations
 
 import gc
+import json
 import re
 from collections.abc import Iterator
 from html import unescape
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from debug_toolbar.store import get_store
 from django.db import connections
-from django.test import Client, override_settings
+from django.test import AsyncClient, Client, override_settings
 from helpers import census, pool_of_one
 from settings import STOCK_OF
 from side_by_side import same_for_all
@@ -71,6 +73,25 @@ def test_the_panel_has_each_query_as_on_stock(alias: str) -> None:
     ours = shown(alias)
     assert ours == shown(STOCK_OF[alias])
     assert sum("SAVEPOINT" in each[0] for each in ours) > 2
+
+
+def test_the_panel_has_the_queries_of_a_coroutine(alias: str, observer: Any) -> None:
+    """R1: whatever thread they run in, each ends in a release there."""
+
+    async def ask(name: str) -> Any:
+        return await AsyncClient().get(f"/{name}/async/")
+
+    shown = []
+    for name in (alias, STOCK_OF[alias]):
+        connections[name].clean_savepoints()
+        response = async_to_sync(ask)(name)
+        connections[name].close()
+        observer.execute("TRUNCATE item RESTART IDENTITY")
+        shown.append([same_for_all(each["sql"]) for each in recorded(response, name)])
+        if name == alias:
+            assert set(json.loads(response["X-Held"]).values()) == {0}
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == 8
 
 
 def test_the_panel_is_rendered(alias: str) -> None:

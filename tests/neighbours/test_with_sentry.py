@@ -36,11 +36,8 @@ class Collected(Transport):  # type: ignore[misc]  # its class is Any to mypy
         return payload
 
 
-@pytest.fixture
-def sentry(alias: str) -> Iterator[Collected]:
-    """What Sentry gets, with all switched on that it can know of a database."""
-    warm_up(alias)
-    warm_up(STOCK_OF[alias])
+def start(**options: Any) -> Collected:
+    """Return what Sentry gets, with all switched on that it can know of a database."""
     collected = Collected()
     sentry_sdk.init(
         dsn="http://key@localhost/1",
@@ -50,8 +47,16 @@ def sentry(alias: str) -> Iterator[Collected]:
         enable_db_query_source=True,
         db_query_source_threshold_ms=0,
         max_breadcrumbs=100,
+        **options,
     )
-    yield collected
+    return collected
+
+
+@pytest.fixture
+def sentry(alias: str) -> Iterator[Collected]:
+    warm_up(alias)
+    warm_up(STOCK_OF[alias])
+    yield start()
     sentry_sdk.init()
 
 
@@ -91,6 +96,25 @@ def test_a_span_tells_the_database_and_the_line(alias: str, sentry: Collected) -
     assert {"query", "block", "loop", "cursor"} <= {
         each.get("code.function") for each in ours
     }
+
+
+def test_spans_may_be_sent_one_by_one(alias: str, sentry: Collected) -> None:
+    """D1: the other way that Sentry has, in which it looks at the connection at once."""
+    found = []
+    for name in (alias, STOCK_OF[alias]):
+        streamed = start(trace_lifecycle="stream")
+        visit(name)
+        sentry_sdk.flush()
+        found.append(
+            [
+                same_for_all(each["name"])
+                for payload in streamed.payloads["span"]
+                for each in payload["items"]
+                if each["attributes"].get("sentry.op", {}).get("value") == "db"
+            ]
+        )
+    assert ["connect", *found[0]] == found[1]
+    assert {"COMMIT", "ROLLBACK"} <= set(found[0])
 
 
 def test_a_block_that_does_nothing_has_no_span(alias: str, sentry: Collected) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.management import call_command
@@ -128,6 +129,20 @@ def failing_page(request: HttpRequest, alias: str) -> HttpResponse:
         raise Undone("in the middle of a page")
 
 
+async def async_page(request: HttpRequest, alias: str) -> HttpResponse:
+    """Use the database as coroutines do; say how many connections each step has left."""
+    items = Item.objects.using(alias)
+    await items.acreate(name="pen")
+    held = {"after a query": census(alias).in_use}
+    async for item in items.all():
+        await items.filter(pk=item.pk).aupdate(name="pen")
+    held["after the loop"] = census(alias).in_use
+    await sync_to_async(block)(alias, lambda when: None)
+    held["after COMMIT"] = census(alias).in_use
+    html = f"<html><body><p>{await items.acount()} items</p></body></html>"
+    return HttpResponse(html, headers={"X-Held": json.dumps(held)})
+
+
 class Shelf:
     """Something that asks the database when it is looked at."""
 
@@ -149,6 +164,7 @@ def template(request: HttpRequest, alias: str) -> HttpResponse:
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("<str:alias>/page/", page),
+    path("<str:alias>/async/", async_page),
     path("<str:alias>/failing/", failing_page),
     path("<str:alias>/template/", template),
 ]
