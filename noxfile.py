@@ -43,6 +43,7 @@ NEIGHBOURS = [
 #: What a neighbour needs beyond pip: Debian's packages.
 DEBIAN: dict[str, list[str]] = {
     "contrib-postgres": ["postgresql"],
+    "dj-mysql": ["mariadb-server", "libmariadb-dev", "pkg-config", "gcc"],
     "dj-postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
     "pgbouncer": ["pgbouncer"],
     "postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
@@ -275,9 +276,9 @@ def django_suite(session: nox.Session, django: str) -> None:
 def neighbours(session: nox.Session, neighbour: str) -> None:
     """Test with a real package of others; write the result into the docs' table."""
     group = f"with-{neighbour}"
-    install(session, "test", pins=groups(group))
     packages = DEBIAN.get(neighbour, [])
-    install_from_debian(session, packages)
+    install_from_debian(session, packages)  # first: pip may have to compile with it
+    install(session, "test", pins=groups(group))
     names = [Requirement(each).name for each in groups(group)]
     session.env["REAL_POOL_NEIGHBOUR"] = neighbour
     session.env["REAL_POOL_NEIGHBOUR_PACKAGES"] = " ".join([*names, *packages])

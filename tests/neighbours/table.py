@@ -20,16 +20,22 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "neighbours.md"
 HEAD = "| neighbour | versions | with | tests | not run | on |"
 
-#: What each test came to: "passed", "failed" or "skipped".
+#: What each test came to: "passed", "failed", "skipped", or "meant to differ".
 _outcomes: Counter[str] = Counter()
-_reasons: set[str] = set()
+_reasons: dict[str, set[str]] = {"skipped": set(), "meant to differ": set()}
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and hasattr(report, "wasxfail"):
+        # See neighbours.contract.
+        _outcomes["meant to differ"] += 1
+        reason = report.wasxfail.removeprefix("[NOTRUN] ").removeprefix("reason: ")
+        _reasons["meant to differ"].add(reason)
+        return
     if report.when == "call" or report.outcome != "passed":
         _outcomes[report.outcome] += 1
     if report.skipped and isinstance(report.longrepr, tuple):
-        _reasons.add(report.longrepr[2].removeprefix("Skipped: "))
+        _reasons["skipped"].add(report.longrepr[2].removeprefix("Skipped: "))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -45,13 +51,17 @@ def row_of(name: str) -> str:
     result = ", ".join(
         f"{_outcomes[each]} {each}" for each in ("passed", "failed") if _outcomes[each]
     )
-    skipped = f"{_outcomes['skipped']}: {'; '.join(sorted(_reasons))}"
+    not_run = [
+        f"{_outcomes[each]} {each}: {'; '.join(sorted(reasons))}".replace(" skipped:", ":")
+        for each, reasons in _reasons.items()
+        if reasons
+    ]
     cells = [
         name,
         versions,
         surroundings,
         result or "none",
-        skipped if _reasons else "",
+        ". ".join(not_run),
         str(date.today()),
     ]
     return f"| {' | '.join(cells)} |"
