@@ -12,7 +12,8 @@ from threading import RLock
 from typing import Any
 from weakref import WeakSet
 
-from . import _checkin, _drivers, _psycopg, _reaper, _registry
+from . import _checkin, _drivers, _reaper, _registry
+from ._drivers import psycopg3
 from ._lease import Event, Hold
 from ._pools import Pool
 
@@ -26,7 +27,7 @@ pools_in_use: WeakSet[Pool] = WeakSet()
 
 def _forget_parent() -> None:
     """Run in the child, on the only thread that it has, before anything else."""
-    _psycopg.cut_inherited()
+    psycopg3.cut_inherited()
     _drivers.cut_inherited()
     _registry.renew_lock()
     _checkin.inside_pool.clear()

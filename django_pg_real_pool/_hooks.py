@@ -15,9 +15,9 @@ from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ._drivers import Driver, driver_for
-from ._native_pool import NativePool
 from ._pools import Pool
-from ._queue_pool import QueuePool
+from ._pools.native import NativePool
+from ._pools.queue_pool import QueuePool
 
 #: Packages whose overrides were read: what they do is the same for a connection's life.
 KNOWN = ("django", "dj_db_conn_pool")

@@ -23,8 +23,8 @@ from settings import DATABASES, STOCK_OF
 
 import django_pg_real_pool
 from django_pg_real_pool import ConnectionReleaseMixin, make_release_backend
-from django_pg_real_pool._native_pool import NativePool
 from django_pg_real_pool._pools import Pool
+from django_pg_real_pool._pools.native import NativePool
 
 WANTED = "make_release_backend() wants a Django DatabaseWrapper class"
 

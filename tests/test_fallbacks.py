@@ -16,7 +16,7 @@ from faults import extra_alias
 from helpers import backend_pid
 
 from django_pg_real_pool import _fork, pool_status
-from django_pg_real_pool._sockets import peeker, waiter
+from django_pg_real_pool._drivers.sockets import peeker, waiter
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_connection_that_went_silent_while_idle_is_replaced(
     alias: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F2: beyond CHECK_AFTER_IDLE a firewall's black hole costs a check, no query."""
-    monkeypatch.setattr("django_pg_real_pool._psycopg.CHECK_TIMEOUT", 0.2)
+    monkeypatch.setattr("django_pg_real_pool._drivers.psycopg3.CHECK_TIMEOUT", 0.2)
     with extra_alias(
         f"silent_{alias}",
         alias,

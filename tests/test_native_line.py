@@ -13,14 +13,15 @@ from helpers import pool_of_one, wait_until
 from leases import Stop
 from psycopg_pool import PoolTimeout
 
-from django_pg_real_pool import _native_line, pin_connection, pool_status
+from django_pg_real_pool import pin_connection, pool_status
+from django_pg_real_pool._pools import native_line
 
 
 @pytest.fixture
 def place() -> Any:
     """A place in a line, as a pool makes it."""
-    line = _native_line.Line()
-    line.append(_native_line._original()())
+    line = native_line.Line()
+    line.append(native_line._original()())
     return line.popleft()
 
 
@@ -132,8 +133,8 @@ def test_a_line_of_unknown_places_is_left_alone(monkeypatch: pytest.MonkeyPatch)
         __slots__ = ("conn", "event")
 
     monkeypatch.setattr("psycopg_pool.pool.WaitingClient", Place)
-    assert not _native_line.is_known()
-    line = _native_line.Line()
+    assert not native_line.is_known()
+    line = native_line.Line()
     other = object()
     line.append(other)
     assert list(line) == [other]

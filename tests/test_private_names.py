@@ -30,10 +30,11 @@ from helpers import backend_pid, wait_until
 from psycopg_pool import ConnectionPool
 
 import django_pg_real_pool
-from django_pg_real_pool import _django, _native_line, pin_connection
+from django_pg_real_pool import _django, pin_connection
 from django_pg_real_pool._checkout import _is_djangos
-from django_pg_real_pool._psycopg import Psycopg, _client_side
-from django_pg_real_pool._queue_pool import _forget_end, _is_full
+from django_pg_real_pool._drivers.psycopg3 import Psycopg, _client_side
+from django_pg_real_pool._pools import native_line
+from django_pg_real_pool._pools.queue_pool import _forget_end, _is_full
 from django_pg_real_pool._state import TRANSACTION_STATE
 
 ROOT = Path(django_pg_real_pool.__file__).parent
@@ -352,14 +353,14 @@ def test_a_connection_that_can_not_be_compared_is_replaced(engine: str) -> None:
 def test_a_pool_has_a_line_of_places(pool: Any) -> None:
     """A deque of what a thread waits in, and others call."""
     assert type(pool._waiting) is deque
-    assert _native_line.is_known()
+    assert native_line.is_known()
     held = [pool.getconn() for _ in range(pool.max_size)]
     given: list[Any] = []
     thread = threading.Thread(target=lambda: given.append(pool.getconn()))
     thread.start()
     wait_until(lambda: len(pool._waiting) == 1, "it waits")
     (place,) = pool._waiting
-    assert type(place) is _native_line._original()
+    assert type(place) is native_line._original()
     assert place.conn is place.error is None
     pool.putconn(held.pop())
     thread.join()

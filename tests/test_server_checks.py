@@ -19,9 +19,9 @@ from second_server import free_port
 from small_pooler import SmallPooler, pooler_of_sessions, pooler_of_transactions
 from tcp_proxy import Proxy
 
-from django_pg_real_pool import _probe
-from django_pg_real_pool._question import ask
-from django_pg_real_pool._sockets import waiter
+from django_pg_real_pool._checks import probe
+from django_pg_real_pool._drivers.question import ask
+from django_pg_real_pool._drivers.sockets import waiter
 
 ROLE = "with_a_limit"
 #: What an alias has that is as it should be behind a pooler.
@@ -254,7 +254,7 @@ def test_a_pooler_that_lets_its_clients_wait_does_not_stop_the_check(
     alias: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D7: its one connection is the first client's, as long as that is there."""
-    monkeypatch.setattr(_probe, "PATIENCE", 1)
+    monkeypatch.setattr(probe, "PATIENCE", 1)
     with (
         pooler_of_sessions(1) as port,
         checked(alias, HOST="127.0.0.1", PORT=str(port), OPTIONS=PLAIN) as name,
@@ -304,7 +304,7 @@ def test_a_server_that_can_not_be_reached_is_none_of_the_checks_business(
     unreachable: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D7: no error, no warning, no long wait; the first query says it better."""
-    monkeypatch.setattr(_probe, "PATIENCE", 2)  # of which libpq makes no less
+    monkeypatch.setattr(probe, "PATIENCE", 2)  # of which libpq makes no less
     for options in ({}, {"options": "-c work_mem=7MB"}):
         with checked(
             "native",
@@ -324,7 +324,7 @@ def test_a_connection_that_breaks_while_it_is_asked_is_no_error(
     """D7: nor is a server that refuses the question."""
     with checked(alias) as name:
         for sql in ("SELECT pg_terminate_backend(pg_backend_pid())", "SELECT 1 / 0"):
-            monkeypatch.setattr(_probe, "PID", sql)
+            monkeypatch.setattr(probe, "PID", sql)
             assert ids(name) == []
 
 
@@ -380,7 +380,8 @@ def test_the_server_is_not_asked_where_nothing_can_be_learnt(
 def test_other_databases_are_not_asked(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """D7: what PostgreSQL would be asked, through psycopg, is for no other."""
     wrapper_class: Any = type(connections[alias])
-    monkeypatch.setattr(_probe, "probe", lambda wrapper: pytest.fail("it was asked"))
+    asked = "django_pg_real_pool._checks.server.probe"
+    monkeypatch.setattr(asked, lambda wrapper: pytest.fail("it was asked"))
     monkeypatch.setattr(wrapper_class, "vendor", "mysql")
     with checked(alias, connects=False) as name:
         assert ids(name) == []

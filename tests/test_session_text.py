@@ -21,7 +21,6 @@ from psycopg import sql
 from session_cases import CASES, CHANGES, REFUSED, ROLE, SAME, Case
 from sessions import session_of
 
-from django_pg_real_pool._scanner import tokens
 from django_pg_real_pool._session import (
     BEYOND_RESET,
     FIRST_WORDS,
@@ -29,6 +28,7 @@ from django_pg_real_pool._session import (
     changes_session,
     function_changes_session,
 )
+from django_pg_real_pool._session.scanner import tokens
 
 #: How many random texts the real server is asked about.
 TEXTS = int(os.environ.get("SESSION_TEXTS", "4000"))

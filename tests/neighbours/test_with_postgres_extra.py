@@ -18,7 +18,7 @@ from psqlextra.settings import postgres_set_local
 from psqlextra.types import PostgresPartitioningMethod
 
 from django_pg_real_pool import assert_released
-from django_pg_real_pool._native_pool import NativePool
+from django_pg_real_pool._pools.native import NativePool
 
 ALIAS = "native"
 

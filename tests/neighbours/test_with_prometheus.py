@@ -11,7 +11,7 @@ from items import Item
 from prometheus_client import REGISTRY
 
 from django_pg_real_pool import assert_released, pool_status
-from django_pg_real_pool._native_pool import NativePool
+from django_pg_real_pool._pools.native import NativePool
 
 ALIAS = "native"
 PLAIN = "plain_native"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ._probe import Pooler, Room, probe
-from ._settings import SETTING, SessionPolicy
+from .._settings import SETTING, SessionPolicy
+from .probe import Pooler, Room, probe
 
 
 class Finding(NamedTuple):

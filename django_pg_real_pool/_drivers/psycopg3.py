@@ -11,9 +11,9 @@ from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
-from ._drivers import Driver
-from ._question import ask
-from ._sockets import cut, peeker, waiter
+from . import Driver
+from .question import ask
+from .sockets import cut, peeker, waiter
 
 #: Where a psycopg connection carries what we know of it: faster than a lookup.
 _KNOWN = "_django_pg_real_pool"

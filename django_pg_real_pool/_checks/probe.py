@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ._question import ask
-from ._sockets import waiter
+from .._drivers.question import ask
+from .._drivers.sockets import waiter
 
 #: Seconds that connecting may take, unless the settings say otherwise, and an answer.
 PATIENCE = 5

@@ -7,8 +7,8 @@ from copy import copy
 from typing import Any, ClassVar
 from weakref import ref
 
-from . import _reaper
-from ._psycopg import know
+from .. import _reaper
+from .._drivers.psycopg3 import know
 
 logger = logging.getLogger("django_pg_real_pool")
 

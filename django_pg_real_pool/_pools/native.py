@@ -13,13 +13,12 @@ from weakref import ref
 
 from django.core.exceptions import ImproperlyConfigured
 
-from . import _native_line
-from ._native_connection import remembering
-from ._native_retries import Retries
-from ._pools import Census, Pool
+from . import Census, Pool, native_line
+from .native_connection import remembering
+from .native_retries import Retries
 
 if TYPE_CHECKING:
-    from ._state import LeaseState
+    from .._state import LeaseState
 
 #: Seconds between two looks at whether a pool that never connected has failed to.
 _FIRST_LOOK = 0.05
@@ -247,8 +246,8 @@ def _adapt(pool: Any) -> None:
         connecting.retries = pool.schedule_task = Retries(pool)
     if type(getattr(pool, "_pool", None)) is deque:
         pool._pool = _LastInFirstOut(pool._pool)
-    if type(getattr(pool, "_waiting", None)) is deque and _native_line.is_known():
-        pool._waiting = _native_line.Line(pool._waiting)
+    if type(getattr(pool, "_waiting", None)) is deque and native_line.is_known():
+        pool._waiting = native_line.Line(pool._waiting)
 
 
 def _is_of_another_database(pool: Any, settings: dict[str, Any]) -> bool:

@@ -10,11 +10,11 @@ from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from . import _registry
-from ._pools import Census, Pool
+from .. import _registry
+from . import Census, Pool
 
 if TYPE_CHECKING:
-    from ._state import LeaseState
+    from .._state import LeaseState
 
 
 @cache

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from ._scanner import Token, Unclear, tokens
+from .scanner import Token, Unclear, tokens
 
 #: A statement that begins with this word changes the session ...
 FIRST_WORDS = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from django.db.backends.base.base import NO_DB_ALIAS
 
 if TYPE_CHECKING:
-    from ._state import LeaseState
+    from .._state import LeaseState
 
 
 @dataclass(frozen=True)

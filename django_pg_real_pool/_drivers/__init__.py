@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakSet
 
-from ._sockets import cut
+from .sockets import cut
 
 #: Every physical connection of this process that a driver was told of, but psycopg's.
 _physicals: WeakSet[Any] = WeakSet()
@@ -124,7 +124,7 @@ class Driver:
 def driver_for(database: ModuleType) -> Driver:
     """Return the driver for a wrapper class's `Database` module."""
     if database.__name__ == "psycopg":
-        from ._psycopg import Psycopg
+        from .psycopg3 import Psycopg
 
         return Psycopg()
     return Driver()

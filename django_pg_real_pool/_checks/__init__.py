@@ -7,9 +7,9 @@ from typing import Any
 
 from django.core import checks
 
-from ._native_pool import NativePool
-from ._server_checks import findings
-from ._settings import SETTING, problems
+from .._pools.native import NativePool
+from .._settings import SETTING, problems
+from .server import findings
 
 TAG = "django_pg_real_pool"
 
