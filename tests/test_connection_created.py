@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from django.db import DataError, OperationalError, connections, transaction
 from django.db.backends.signals import connection_created
-from helpers import backend_pid, census, pool_of_one, run_in_thread
+from helpers import backend_pid, census, forget_pool, pool_of_one, run_in_thread
 from settings import MANUAL_OF, STOCK_OF
 from side_by_side import assert_same, describe, observe, rolled_back
 from traffic import warm_up
@@ -197,6 +197,7 @@ def test_what_a_receiver_sets_is_on_each_connection(alias: str, wrapper: Any) ->
             assert setting(wrapper) == "77MB"
         for other in others:
             other.close()
+    forget_pool(alias)  # which would give out the receiver's setting to other tests
 
 
 @pytest.mark.parametrize("in_block", [False, True], ids=["plain", "in a block"])
