@@ -54,6 +54,7 @@ class LeaseState(_Base):
             copied._releasing = False
         else:
             copied.connection = None
+            copied._was_cut_off = self._hooks.close
             copied._reset_transaction_state()
         _registry.add(copied)  # type: ignore[arg-type]
         return copied
@@ -80,7 +81,8 @@ class LeaseState(_Base):
         self._ending_lease = False
         #: Whether the pool has the connection again, though `connection` is it still.
         self._is_given_back = False
-        #: In a forked child: whether the base has yet to hear that its lease is lost.
+        #: In a forked child, and a copy: whether the base has yet to hear that the lease
+        #: it knows of is lost.
         self._was_cut_off = False
         #: Whether somebody may have changed the session during this lease.
         self._is_dirty = False

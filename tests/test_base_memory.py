@@ -5,6 +5,7 @@ As django-tenants does with the search path; `tests/neighbours` has the real one
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -109,6 +110,19 @@ def test_a_forked_child_lets_the_base_forget(alias: str, db: Any) -> None:
         os.waitpid(child, 0)
         assert db.remembered == "red"
         assert tenant(db) == "red"
+
+
+def test_a_copy_lets_the_base_forget(alias: str, db: Any) -> None:
+    """D6: what it copied was true of the other one's connection."""
+    with db.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        copied = copy.copy(db)
+        assert copied.remembered == "red"
+    db.tenant = "blue"
+    assert tenant(db) == "blue"
+    assert tenant(copied) == "red"
+    assert copied.connection is None
+    copied.close()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

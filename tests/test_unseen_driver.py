@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
+import psycopg
 import pytest
 from django.db import ProgrammingError, connections
 from django.db.backends.sqlite3 import base
 from django.db.transaction import atomic, on_commit
+from faults import extra_alias
+from helpers import backend_pid, installed
 
 from django_pg_real_pool import make_release_backend, pin_connection
+from django_pg_real_pool._drivers import Driver
 
 ALIAS = "unseen"
 
@@ -143,3 +151,99 @@ def test_close_closes_an_open_cursor(unseen: Any) -> None:
     assert PooledSQLite.in_use == []
     with pytest.raises(ProgrammingError, match="closed"):
         cursor.execute("SELECT 1")
+
+
+# ##### After a fork #####
+
+FORKING = """
+import os, sqlite3, sys
+from django.conf import settings
+
+settings.configure(DATABASES={"default": {}})
+from django.db.backends.sqlite3 import base
+from django.db import connections
+from django_pg_real_pool import make_release_backend
+
+reading, writing = os.pipe()
+
+class Polite(sqlite3.Connection):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.line = os.dup(writing)
+    if sys.argv[1] == "with fileno":
+        def fileno(self):
+            return self.line
+    def __del__(self, write=os.write):
+        try:
+            write(self.line, b"goodbye")
+        except OSError:
+            pass
+
+idle = []
+
+class Pooled(base.DatabaseWrapper):
+    def get_new_connection(self, conn_params):
+        return idle.pop() if idle else super().get_new_connection(conn_params)
+    def _close(self):
+        idle.append(self.connection)
+
+given = {"default": {}, "polite": {
+    "ENGINE": "django.db.backends.sqlite3", "NAME": sys.argv[2],
+    "OPTIONS": {"factory": Polite},
+}}
+wrapper = make_release_backend(Pooled)(
+    connections.configure_settings(given)["polite"], "polite"
+)
+with wrapper.cursor() as cursor:
+    cursor.execute("SELECT 1")
+child = os.fork()
+if child == 0:
+    os.close(writing)
+    idle.clear()
+    sys.exit(0)  # like any program, which collects what it has
+assert os.waitpid(child, 0)[1] == 0
+os.set_blocking(reading, False)
+try:
+    print(os.read(reading, 100))
+except BlockingIOError:
+    print("nobody said goodbye")
+with wrapper.cursor() as cursor:
+    cursor.execute("SELECT 1")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork() here")
+@pytest.mark.parametrize("how", ["with fileno", "without"])
+def test_a_child_never_says_goodbye_for_its_parent(how: str, tmp_path: Path) -> None:
+    """F1: not even at its own end; a driver may send something when it lets go."""
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-W", "ignore::DeprecationWarning"),
+            *("-c", FORKING, how, str(tmp_path / "database")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.stdout == "nobody said goodbye\n", ran.stderr
+
+
+# ##### An unseen driver in a pool that is known #####
+
+
+def test_the_pools_own_check_stays_on(observer: Any) -> None:
+    """F2: nobody else would notice that the server has closed a connection."""
+    renamed: Any = ModuleType("unseen_driver")
+    vars(renamed).update({**vars(psycopg), "__name__": "unseen_driver"})
+    stock = type(connections["stock_dj"])
+    base = type("Base", (stock,), {"__module__": "users.base", "Database": renamed})
+    with (
+        extra_alias("checked_dj", "dj", size=1) as alias,
+        installed(alias, make_release_backend(base)) as wrapper,
+    ):
+        assert type(wrapper._hooks.driver) is Driver
+        first = backend_pid(alias)
+        observer.execute("SELECT pg_terminate_backend(%s, 5000)", [first])
+        assert backend_pid(alias) != first
+        assert wrapper.connection is None

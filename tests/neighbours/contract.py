@@ -17,8 +17,8 @@ SAID = "the engine says by once_per_connection that it need not run for each lea
 #: By neighbour: how the names of tests begin, and why they fail.
 EXPECTED: dict[str, dict[str, str]] = {
     "dj-postgis": {
-        "test_manage_py_test_runs_in_parallel": "with psycopg 3 that backend can't make "
-        "the PostGIS extension, on stock as well",
+        "test_manage_py_test_runs_in_parallel[dj]": "with psycopg 3 that backend can't "
+        "make the PostGIS extension, on stock as well",
     },
     "prometheus": {
         "test_cursors_are_of_the_classes_that_the_base_makes": "django-prometheus makes "

@@ -9,6 +9,7 @@ from django.db import DatabaseError, connections, transaction
 from helpers import backend_pid, census, forget_pool, pool_of_one, run_in_thread
 from items import Item
 from prometheus_client import REGISTRY
+from traffic import warm_up
 
 from django_pg_real_pool import assert_released, pool_status
 from django_pg_real_pool._pools.native import NativePool
@@ -44,7 +45,7 @@ class Counted:
 @pytest.mark.parametrize("alias", ENGINES)
 def test_statements_are_counted_and_timed(alias: str) -> None:
     """As stock: each statement once, errors by their type."""
-    backend_pid(alias)
+    warm_up(alias)  # a pool sets up what it opens by itself, and that is counted as well
     counted = Counted(alias)
     errors = metric("errors_total", alias, type="UniqueViolation")
     Item.objects.using(alias).create(name="one")
