@@ -208,7 +208,7 @@ def django_suite(session: nox.Session, django: str) -> None:
 
 
 @nox.session
-@nox.parametrize("neighbour", NEIGHBOURS)
+@nox.parametrize("neighbour", NEIGHBOURS, ids=NEIGHBOURS)
 def neighbours(session: nox.Session, neighbour: str) -> None:
     """Test with a real package of others; write the result into the docs' table."""
     group = f"with-{neighbour}"
