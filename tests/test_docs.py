@@ -319,6 +319,7 @@ def test_the_page_of_checks_has_each_check_as_it_is_printed() -> None:
                 "pool": True,
                 "sslmode": "disable",
                 "prepare_threshold": 5,
+                "server_side_binding": True,
                 "assume_role": "shop",
                 "options": "-c work_mem=7MB",
             },

@@ -196,6 +196,7 @@ def test_behind_a_pooler_each_thing_that_is_missing_is_named(alias: str) -> None
     options = {
         **PLAIN,
         "prepare_threshold": 5,
+        "server_side_binding": True,
         "assume_role": "shop",
         "options": "-c work_mem=7MB",
     }

@@ -50,7 +50,8 @@ def _behind_a_pooler(alias: str, settings: dict[str, Any]) -> Iterator[Finding]:
             f'Set {place}["{SETTING}"]["SESSION_STATE"] to "error", to have such '
             "statements refused.",
         )
-    if options.get("prepare_threshold") is not None:
+    is_prepared = options.get("server_side_binding") is True  # else nothing is, by psycopg
+    if is_prepared and options.get("prepare_threshold") is not None:
         yield Finding(
             3,
             f"{behind}, a statement that psycopg has prepared may be unknown, or one of "
