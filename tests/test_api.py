@@ -21,7 +21,14 @@ from django.db import (
 )
 from django.db.backends.utils import CursorWrapper
 from django.utils.connection import ConnectionDoesNotExist
-from helpers import backend_pid, census, installed, pool_of_one, run_in_thread
+from helpers import (
+    backend_pid,
+    census,
+    forget_pool,
+    installed,
+    pool_of_one,
+    run_in_thread,
+)
 from settings import STOCK_OF
 from side_by_side import rolled_back
 from traffic import warm_up
@@ -32,6 +39,7 @@ from django_pg_real_pool import (
     ConnectionReleaseMixin,
     assert_released,
     pin_connection,
+    pool_status,
 )
 
 
@@ -489,3 +497,13 @@ def test_the_mixin_and_the_cursor_are_what_they_say(alias: str, wrapper: Any) ->
     AutoConnectionReleaseCursor.close(cursor)
     assert census(alias).in_use == 0
     assert cursor.cursor.closed
+
+
+def test_a_pool_that_was_closed_has_no_connections(alias: str, wrapper: Any) -> None:
+    """P3: and so it takes none of those that the server has."""
+    backend_pid(alias)
+    forget_pool(alias)
+    found = pool_status(alias).census
+    assert not found.size
+    assert not found.idle
+    assert not found.in_use
