@@ -64,7 +64,7 @@ def test_each_worker_shares_its_own_connections_among_its_threads(
     options = ["--preload"] if preload else []
     with gunicorn(alias, *options, QUERIES_EARLY=1) as server:
         answers = ask_all_workers(server, "/order/")
-        answers += ask(server, "/order/", times=200, at_once=4 * WORKERS * THREADS)
+        answers += ask(server, "/order/", times=120, at_once=4 * WORKERS * THREADS)
         found = backends_by_worker(answers)
         assert len(found) == WORKERS
         assert disjoint(found)
@@ -125,9 +125,9 @@ def test_workers_that_are_replaced_leave_no_connection_behind(alias: str) -> Non
 @pytest.mark.parametrize("alias", ENGINES)
 def test_workers_that_retire_in_the_middle_of_the_load_lose_no_request(alias: str) -> None:
     with gunicorn(alias, "--max-requests", "40") as server:
-        answers = ask(server, "/order/", times=200, at_once=WORKERS * THREADS)
+        answers = ask(server, "/order/", times=100, at_once=WORKERS * THREADS)
         found = backends_by_worker(answers)
-        assert len(answers) == 200
+        assert len(answers) == 100
         assert len(found) > WORKERS
         assert disjoint(found)
         server.assert_idle(at_most=WORKERS * POOL)
@@ -136,8 +136,8 @@ def test_workers_that_retire_in_the_middle_of_the_load_lose_no_request(alias: st
 @pytest.mark.parametrize("alias", ENGINES)
 def test_a_stream_releases_between_its_queries(alias: str) -> None:
     with gunicorn(alias, POOL_TIMEOUT=10) as server:
-        lines = ask(server, "/stream/", times=100, at_once=2 * WORKERS * THREADS)
-        assert len(lines) == 5 * 100
+        lines = ask(server, "/stream/", times=50, at_once=2 * WORKERS * THREADS)
+        assert len(lines) == 5 * 50
         found = backends_by_worker(lines)
         assert all(len(backends) <= POOL for backends in found.values())
         server.assert_idle(at_most=WORKERS * POOL)
