@@ -9,7 +9,6 @@ from django.db import DatabaseError, connections, transaction
 from helpers import backend_pid, census, forget_pool, pool_of_one, run_in_thread
 from items import Item
 from prometheus_client import REGISTRY
-from traffic import warm_up
 
 from django_pg_real_pool import assert_released, pool_status
 from django_pg_real_pool._pools.native import NativePool
@@ -45,14 +44,16 @@ class Counted:
 @pytest.mark.parametrize("alias", ENGINES)
 def test_statements_are_counted_and_timed(alias: str) -> None:
     """As stock: each statement once, errors by their type."""
-    warm_up(alias)  # a pool sets up what it opens by itself, and that is counted as well
-    counted = Counted(alias)
-    errors = metric("errors_total", alias, type="UniqueViolation")
-    Item.objects.using(alias).create(name="one")
-    assert Item.objects.using(alias).count() == 1
-    with pytest.raises(DatabaseError):
+    # One connection alone: a pool sets up what it opens by itself, which is counted too.
+    with pool_of_one(alias):
+        backend_pid(alias)
+        counted = Counted(alias)
+        errors = metric("errors_total", alias, type="UniqueViolation")
         Item.objects.using(alias).create(name="one")
-    grown = counted.grown()
+        assert Item.objects.using(alias).count() == 1
+        with pytest.raises(DatabaseError):
+            Item.objects.using(alias).create(name="one")
+        grown = counted.grown()
     assert grown["statements"] == grown["timed"] == 3
     assert metric("errors_total", alias, type="UniqueViolation") - errors == 1
 
