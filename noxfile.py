@@ -125,6 +125,7 @@ WHEEL = [
     "django_pg_real_pool/_hooks.py",
     "django_pg_real_pool/_lease.py",
     "django_pg_real_pool/_origins.py",
+    "django_pg_real_pool/_parts.py",
     "django_pg_real_pool/_pools/__init__.py",
     "django_pg_real_pool/_pools/native.py",
     "django_pg_real_pool/_pools/native_connection.py",

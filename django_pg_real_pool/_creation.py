@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 
-class _Releasing:
+class ReleasingCreation:
     """Gives back the connection that Django opens last of all.
 
     Stock's is the thread's own, whether it is open or not; here it would be kept from
@@ -20,15 +19,3 @@ class _Releasing:
         if self.connection._releasing:
             self.connection.close()
         return name
-
-
-@cache
-def creation_class_for(creation_class: Any) -> Any:
-    """Return the releasing subclass of a class that makes test databases."""
-    if issubclass(creation_class, _Releasing):
-        return creation_class
-    return type(
-        creation_class.__name__,
-        (_Releasing, creation_class),
-        {"__module__": creation_class.__module__},
-    )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 
-class _Pinned:
+class PinnedSchemaEditor:
     """Pins the connection for the editor's `with` block.
 
     An editor quotes values by the connection itself (`connection.connection`), also
@@ -28,15 +27,3 @@ class _Pinned:
             return super().__exit__(*exc_info)  # type: ignore[misc]
         finally:
             self.connection._unpin(self)
-
-
-@cache
-def schema_editor_class_for(editor_class: Any) -> Any:
-    """Return the pinning subclass of a schema editor class."""
-    if issubclass(editor_class, _Pinned):
-        return editor_class
-    return type(
-        editor_class.__name__,
-        (_Pinned, editor_class),
-        {"__module__": editor_class.__module__},
-    )

@@ -18,11 +18,9 @@ from django.utils.asyncio import async_unsafe
 
 from . import _fork, _hooks
 from ._checkout import Checkout
-from ._checks import validation_class_for
-from ._creation import creation_class_for
 from ._floor import DjangoFloor
 from ._lease import Event, Hold
-from ._schema import schema_editor_class_for
+from ._parts import replace_parts
 
 _fork.watch()
 
@@ -51,13 +49,7 @@ class ConnectionReleaseMixin(Checkout):
         _fork.pools_in_use.add(cls._hooks.pool)
         if cls._hooks.cursor:
             cls._cursor = _guarded_cursor  # type: ignore[assignment, method-assign]
-        validation_class: Any = cls.validation_class
-        cls.validation_class = validation_class_for(validation_class)
-        if cls.SchemaEditorClass is not None:
-            cls.SchemaEditorClass = schema_editor_class_for(cls.SchemaEditorClass)
-        creation_class: Any = cls.creation_class
-        if creation_class is not None:
-            cls.creation_class = creation_class_for(creation_class)
+        replace_parts(cls)
 
     @property
     def pool(self) -> Any:

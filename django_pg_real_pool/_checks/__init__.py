@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from django.core import checks
@@ -92,15 +91,3 @@ class ReleaseValidation:
                 )
             )
         return found
-
-
-@cache
-def validation_class_for(validation_class: Any) -> Any:
-    """Return the subclass of a backend's validation class that has our checks too."""
-    if issubclass(validation_class, ReleaseValidation):
-        return validation_class
-    return type(
-        validation_class.__name__,
-        (ReleaseValidation, validation_class),
-        {"__module__": validation_class.__module__},
-    )
