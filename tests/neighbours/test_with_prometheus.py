@@ -9,6 +9,7 @@ from django.db import DatabaseError, connections, transaction
 from helpers import backend_pid, census, forget_pool, pool_of_one, run_in_thread
 from items import Item
 from prometheus_client import REGISTRY
+from traffic import warm_up
 
 from django_pg_real_pool import assert_released, pool_status
 from django_pg_real_pool._pools.native import NativePool
@@ -61,6 +62,7 @@ def test_statements_are_counted_and_timed(alias: str) -> None:
 @pytest.mark.parametrize("alias", ENGINES)
 def test_connections_are_released_under_it(alias: str) -> None:
     """R1: after a query and a block, while an iterator holds one."""
+    warm_up(alias)
     Item.objects.using(alias).bulk_create(Item(name=name) for name in "abc")
     assert census(alias).in_use == 0
     with transaction.atomic(using=alias):
