@@ -40,7 +40,7 @@ NEIGHBOURS = [
     for group in PYPROJECT["dependency-groups"]
     if group.startswith("with-")
 ]
-#: What a neighbour needs beyond pip: Debian's packages.
+#: What a neighbour, or the tutorial, needs beyond pip: Debian's packages.
 DEBIAN: dict[str, list[str]] = {
     "contrib-postgres": ["postgresql"],
     "dj-mysql": ["mariadb-server", "libmariadb-dev", "pkg-config", "gcc"],
@@ -48,6 +48,7 @@ DEBIAN: dict[str, list[str]] = {
     "pgbouncer": ["pgbouncer"],
     "postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
     "postgres-extra": ["postgresql"],
+    "tutorial": ["chromium"],
 }
 #: What its tests are told: which engine they go through, and beside which stock one (see
 #: tests/settings.py); on which server, and with which extensions (see tests/server.py).
@@ -291,6 +292,19 @@ def neighbours(session: nox.Session, neighbour: str) -> None:
     if Path("tests", "neighbours", f"settings_{module}.py").exists():
         arguments.append(f"--ds=neighbours.settings_{module}")
     session.run("pytest", *arguments, *session.posargs)
+
+
+@nox.session
+def tutorial(session: nox.Session) -> None:
+    """Follow the tutorial in an environment of its own; take its picture by chromium."""
+    install(session, "test")
+    install_from_debian(session, DEBIAN["tutorial"])
+    wheels = Path(session.create_tmp(), "wheels")
+    shutil.rmtree(wheels, ignore_errors=True)
+    session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), ".")
+    (wheel,) = wheels.glob("*.whl")
+    session.env["REAL_POOL_WHEEL"] = str(wheel.absolute())
+    session.run("pytest", "tests/neighbours/test_with_fresh_project.py", *session.posargs)
 
 
 # ##### Check it #####

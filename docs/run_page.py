@@ -8,7 +8,9 @@ name; the database has a table `item (id serial, name text unique)`.
 - The other `python` blocks are run in the page's order, in one namespace, and `pycon`
   blocks are doctests in that namespace.
 - What the page does not show is the project around it: a model `shop.models.Item`, and
-  the tutorial's settings for a page that has none.
+  settings for a page that has none.
+
+The tutorial is another matter: it begins without a project.  `nox -s tutorial` runs it.
 """
 
 from __future__ import annotations

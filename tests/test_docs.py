@@ -69,11 +69,14 @@ PAGES = sorted(
     for page in DOCS.rglob("*.md")
     if "_build" not in page.parts
 )
+#: Which begins with no project at all: `nox -s tutorial` follows it, word for word.
+TUTORIAL = "tutorial/first-pool.md"
 #: Pages with code, of this project's users that is: the others have nothing to run.
 PAGES_WITH_CODE = [
     page
     for page in PAGES
-    if {"python", "pycon"} & {block.language for block in run_page.blocks_of(DOCS / page)}
+    if page != TUTORIAL
+    and {"python", "pycon"} & {block.language for block in run_page.blocks_of(DOCS / page)}
 ]
 
 

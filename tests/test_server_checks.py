@@ -19,6 +19,7 @@ from second_server import free_port
 from small_pooler import SmallPooler, pooler_of_sessions, pooler_of_transactions
 from tcp_proxy import Proxy
 
+from django_pg_real_pool import Census, pool_status
 from django_pg_real_pool._checks import probe
 from django_pg_real_pool._drivers.question import ask
 from django_pg_real_pool._drivers.sockets import waiter
@@ -60,12 +61,16 @@ def limited(observer: Any) -> Iterator[Callable[[int], None]]:
 
     yield limit
 
-    def is_gone() -> bool:
-        count = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s"
-        return bool(observer.execute(count, [ROLE]).fetchone() == (0,))
-
-    wait_until(is_gone, f"{ROLE} has no connection")
+    wait_until(lambda: used() == 0, f"{ROLE} has no connection")
     observer.execute(f"DROP ROLE {ROLE}")
+
+
+def used() -> int:
+    """Count the role's connections."""
+    with psycopg.connect() as connection:
+        count = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s"
+        ((found,),) = connection.execute(count, [ROLE])
+        return int(found)
 
 
 @contextmanager
@@ -130,6 +135,20 @@ def test_what_the_pool_has_itself_is_free(
         backend_pid(name)
         with others({"native": 1, "dj": 2}[pooled]):  # all that is left, less one
             assert ids(name) == []
+
+
+def test_a_pool_that_was_closed_has_nothing(
+    pooled: str, limited: Callable[[int], None]
+) -> None:
+    """P3, D7: the next one has to find its place anew."""
+    limited(5)
+    with checked(pooled, size=3, USER=ROLE) as name:
+        backend_pid(name)
+        connections[name].close_pool()  # type: ignore[attr-defined]
+        assert pool_status(name).census == Census()
+        wait_until(lambda: used() == 0, "the pool's connections are closed")
+        with others(3):
+            assert ids(name) == ["W006"]
 
 
 def test_the_limit_of_a_database_counts(pooled: str, observer: Any) -> None:

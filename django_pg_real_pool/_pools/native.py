@@ -130,7 +130,7 @@ class NativePool(Pool):
 
     def census(self, wrapper: LeaseState) -> Census:
         known = self._opened.get(wrapper.alias)
-        if known is None or known[1].closed:
+        if known is None or known[1].closed:  # whose numbers stay as they were
             return Census()
         stats = known[1].get_stats()
         size, idle = stats["pool_size"], stats["pool_available"]
