@@ -1,21 +1,27 @@
-"""Test databases whose making leaves no connection checked out."""
+"""Recognises that Django is making a test database, which it connects to last of all."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+
+from django.db.backends.base.creation import BaseDatabaseCreation
+
+#: Frames between `create_test_db()` and `connect()`: Django's `ensure_connection()`, and
+#: what decorates the two.
+_BETWEEN = 6
 
 
-class ReleasingCreation:
-    """Gives back the connection that Django opens last of all.
+def is_under_way() -> bool:
+    """Return whether the calling thread is in Django's `create_test_db()`.
 
-    Stock's is the thread's own, whether it is open or not; here it would be kept from
-    all other threads of the tests until this one's next query.
+    It leaves the thread connected, which is stock's own matter.  Here that would keep a
+    connection from all other threads of the tests until this one's next query.
     """
-
-    connection: Any
-
-    def create_test_db(self, *args: Any, **kwargs: Any) -> Any:
-        name = super().create_test_db(*args, **kwargs)  # type: ignore[misc]
-        if self.connection._releasing:
-            self.connection.close()
-        return name
+    frame = sys._getframe(1)
+    for _ in range(_BETWEEN):
+        if frame.f_code is BaseDatabaseCreation.create_test_db.__code__:
+            return True
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return False

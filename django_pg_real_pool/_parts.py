@@ -6,13 +6,11 @@ from functools import cache
 from typing import Any
 
 from ._checks import ReleaseValidation
-from ._creation import ReleasingCreation
 from ._schema import PinnedSchemaEditor
 
 #: By the attribute of the wrapper class.
 _MIXINS: dict[str, Any] = {
     "SchemaEditorClass": PinnedSchemaEditor,
-    "creation_class": ReleasingCreation,
     "validation_class": ReleaseValidation,
 }
 

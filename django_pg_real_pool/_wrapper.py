@@ -16,7 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
 from django.utils.asyncio import async_unsafe
 
-from . import _fork, _hooks
+from . import _creation, _fork, _hooks
 from ._checkout import Checkout
 from ._floor import DjangoFloor
 from ._lease import Event, Hold
@@ -83,7 +83,10 @@ class ConnectionReleaseMixin(Checkout):
         if self._releasing or self._begin(explicitly=True):
             with self._lease_lock:
                 self._open_lease()
-                self._lease.happened(Event.CONNECTED)
+                if _creation.is_under_way():
+                    self._settle()
+                else:
+                    self._lease.happened(Event.CONNECTED)
         else:
             super().connect()
 

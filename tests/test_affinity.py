@@ -6,15 +6,19 @@ import gc
 import weakref
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import psycopg
 import pytest
 from django.db import connections
 from faults import extra_alias
 from helpers import backend_pid, census, wait_until
+from psycopg_pool import ConnectionPool
 from settings import STOCK_OF
 
 from django_pg_real_pool import pin_connection
+from django_pg_real_pool._pools.native import _adapt, _is_checked_by_us
+from django_pg_real_pool._pools.native_connection import remembering
 
 GROWS_AND_SHRINKS = {"min_size": 1, "max_size": 2, "max_idle": 0.2}
 
@@ -103,3 +107,15 @@ def test_a_broken_connection_that_close_gave_back_is_replaced_once(
             wrapper.pool.check()  # on the way through it is counted what there is
             wait_until(lambda: census(name) == (2, 0), "the pool is as it was")
         assert len(wrapper.pool._pool) == 2
+
+
+def test_only_the_check_that_django_gives_a_pool_is_made_by_us() -> None:
+    """F2: a check of the user's own, which Django takes from 6.1 on, is left alone."""
+    own = Mock()
+    for given, is_ours in ((ConnectionPool.check_connection, True), (own, False)):
+        pool: Any = ConnectionPool(
+            open=False, connection_class=remembering(None), check=given
+        )
+        _adapt(pool)
+        assert (pool._check is _is_checked_by_us) is is_ours
+        assert is_ours or pool._check is own

@@ -7,17 +7,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
-from django.db import OperationalError, connections, transaction
+from django.db import Error, OperationalError, connections, transaction
+from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
 from faults import PLAIN, POOLED, census, extra_alias
-from helpers import backend_pid, wait_until
+from helpers import backend_pid, installed, wait_until
 from second_server import HOST, PASSWORD, USER, Server, free_port
 from tcp_proxy import Proxy
 
-from django_pg_real_pool import pin_connection, pool_status
+from django_pg_real_pool import make_release_backend, pin_connection, pool_status
 
 pytest_plugins = ("fix_faults",)
 
@@ -485,6 +488,43 @@ def test_reason_is_told_as_fast_as_without_a_pool(
 
         assert first < 2
         assert time.monotonic() - started < 3
+
+
+def test_reason_why_no_connection_can_be_configured_is_told() -> None:
+    """F5: what fails after connecting is a reason as good as a wrong password."""
+
+    class Base(StockWrapper):
+        def _configure_connection(self, connection: Any) -> bool:
+            raise psycopg.OperationalError("not on a Tuesday")
+
+    name = "unconfigured_native"
+    with (
+        extra_alias(name, "native", timeout=30.0, connects=False),
+        installed(name, make_release_backend(Base)) as wrapper,
+    ):
+        started = time.monotonic()
+        with pytest.raises(OperationalError, match="not on a Tuesday"):
+            wrapper.cursor()
+        assert time.monotonic() - started < 5
+
+
+def test_who_has_gone_does_not_wait(alias: str, second_server: Server) -> None:
+    """P3, F4: neither in the census nor in the error."""
+    changes = settings_of(second_server)
+    with extra_alias(f"gone_{alias}", alias, size=1, timeout=0.2, **changes) as name:
+        select_one(name)
+        with pin_connection(name):
+            for _ in range(3):
+                error = in_a_thread(lambda: select_one(name))
+            assert " waiting 0" in error or "waiting" not in error
+            assert not pool_status(name).census.waiting
+
+
+def in_a_thread(use: Callable[[], object]) -> str:
+    """Return the error that another thread gets."""
+    with ThreadPoolExecutor(1) as executor, pytest.raises(Error) as raised:
+        executor.submit(use).result()
+    return str(raised.value)
 
 
 def test_pool_recovers_when_the_server_comes_back(

@@ -42,7 +42,15 @@ ROOT = Path(django_pg_real_pool.__file__).parent
 #: Of psycopg, psycopg_pool, SQLAlchemy and Python; those of Django are in `_django`.
 OF_PSYCOPG = {"_notice_handlers", "_notify_handlers", "_prepared"}
 OF_ADAPTERS = {"_dumpers", "_dumpers_by_oid", "_loaders"}
-OF_POOLS = {"_check", "_cond", "_expire_at", "_pool", "_waiting", "schedule_task"}
+OF_POOLS = {
+    "_check",
+    "_cond",
+    "_connect",
+    "_expire_at",
+    "_pool",
+    "_waiting",
+    "schedule_task",
+}
 OF_SQLALCHEMY = {"_connection_record", "_finalizer", "_max_overflow", "_pool"}
 OF_GEODJANGO = {"_type_infos"}  # tried with PostGIS, in tests/neighbours
 OF_PYTHON = {"_current_frames", "_getframe"}
@@ -256,6 +264,22 @@ def test_the_check_at_each_checkout_is_an_attribute() -> None:
         pool._check = checked.append
         with pool.connection() as connection:
             assert checked == [connection]
+
+
+def test_a_pool_connects_and_configures_through_the_instance() -> None:
+    made: list[Any] = []
+    with ConnectionPool(min_size=1, configure=made.append, open=False) as pool:
+        connect = type(pool)._connect
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            connection = connect(pool, *args, **kwargs)
+            assert made == [connection]
+            made.append("connected")
+            return connection
+
+        pool._connect = recorded  # type: ignore[method-assign]
+        pool.open(wait=True)
+        assert made[1:] == ["connected"]
 
 
 def test_attempts_to_connect_are_scheduled_through_the_instance() -> None:

@@ -14,7 +14,7 @@ from weakref import ref
 from django.core.exceptions import ImproperlyConfigured
 
 from . import Census, Pool, native_line
-from .native_connection import remembering
+from .native_connection import remembering, remembering_connect
 from .native_retries import Retries
 
 if TYPE_CHECKING:
@@ -137,7 +137,11 @@ class NativePool(Pool):
         count = getattr(known[1].connection_class, "count_lent", None)
         # psycopg_pool's size has those that it is still making, too.
         in_use = count() if count is not None else size - idle
-        waiting = stats.get("requests_waiting", 0)
+        line = getattr(known[1], "_waiting", None)
+        if isinstance(line, native_line.Line):
+            waiting = line.count_waiting()
+        else:
+            waiting = stats.get("requests_waiting", 0)
         return Census(stats["pool_max"], size, idle, in_use, waiting)
 
     def abandon(self) -> Any:
@@ -240,7 +244,10 @@ def _adapt(pool: Any) -> None:
     """Let a pool do some things in another way, where it still has the names for them."""
     connecting = pool.connection_class
     connecting.pool = ref(pool)
-    if getattr(pool, "_check", None) is not None:
+    if callable(getattr(pool, "_connect", None)):
+        pool._connect = remembering_connect(pool)
+    # But not a check of the user's own, which Django takes from 6.1 on.
+    if getattr(pool, "_check", None) is type(pool).check_connection:
         pool._check = _is_checked_by_us
     if callable(getattr(pool, "schedule_task", None)):
         connecting.retries = pool.schedule_task = Retries(pool)

@@ -88,3 +88,22 @@ def _give_back_lost(pool: Any, connection: Any) -> None:
     connection.close()  # whatever it was in the middle of
     connection._pool = pool
     pool.putconn(connection)
+
+
+def remembering_connect(pool: Any) -> Any:
+    """Return a pool's `_connect()` that remembers also what failed after connecting.
+
+    The pool configures a connection before anybody can have it: a role that is not
+    there is a reason why there is none, as a wrong password is.
+    """
+    connect, find, connecting = type(pool)._connect, ref(pool), pool.connection_class
+
+    def remember(*args: Any, **kwargs: Any) -> Any:
+        before = connecting.ever_connected
+        try:
+            return connect(find(), *args, **kwargs)
+        except Exception as error:
+            connecting.last_error, connecting.ever_connected = copy(error), before
+            raise
+
+    return remember

@@ -28,6 +28,10 @@ class Line(deque[Any]):
             place.__class__ = _place()
         super().append(place)
 
+    def count_waiting(self) -> int:
+        """Return how many wait.  Who has gone stays in the line until its turn comes."""
+        return sum(not getattr(place, "has_ended", False) for place in list(self))
+
 
 def is_known() -> bool:
     """Return whether a place in the line is still made of what we know."""
@@ -55,6 +59,10 @@ def _place() -> Any:
         """
 
         __slots__ = ()
+
+        @property
+        def has_ended(self) -> bool:
+            return bool(self._cond[1].locked())
 
         def wait(self, timeout: float) -> Any:
             turn, decided = self._cond
