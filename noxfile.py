@@ -249,8 +249,8 @@ def coverage(session: nox.Session) -> None:
     run = ["coverage", "run", str(Path(session.bin, "pytest"))]
     session.run(*run, *session.posargs)
     # The one engine that needs more of the machine than the others.
-    test = ["tests/neighbours/test_with_postgis.py", "--ds=neighbours.settings_postgis"]
-    session.run(*run, *test, env=ENVIRONMENT["postgis"])
+    test = "tests/neighbours/test_with_postgis.py"
+    session.run(*run, test, env=ENVIRONMENT["postgis"])
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
