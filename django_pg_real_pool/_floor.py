@@ -64,7 +64,10 @@ class DjangoFloor(_Base):
                     if self._closed_elsewhere or Hold.CURSOR in self._lease.holds:
                         self._warn_of(self._reclaim_cursors())
                     if self._hooks.health_check or not self.health_check_done:
-                        self._replace_if_health_check_failed()
+                        self.close_if_health_check_failed()
+                        if self.connection is None:
+                            self._begin()
+                            self._checkout()
                 with self.wrap_database_errors:
                     cursor = self._prepare_cursor(self.create_cursor(name))
                     if self._hooks.makes_cursors and not isinstance(
@@ -78,15 +81,16 @@ class DjangoFloor(_Base):
                 self._portals[id(cursor.cursor)] = name
             return cursor
 
-    def _replace_if_health_check_failed(self) -> None:
+    def close_if_health_check_failed(self) -> None:
         pins = list(self._lease.holds.get(Hold.PIN, ()))
-        self.close_if_health_check_failed()
-        if self.connection is None:
+        super().close_if_health_check_failed()
+        if pins and self.connection is None:
             # It did fail, and close() was the end of all holds; but nobody left a pin.
-            self._begin()
-            self._checkout()
-            for token in pins:
-                self._lease.happened(Event.PIN_ENTERED, token)
+            with self._lease_lock:
+                self._begin()
+                self._checkout()
+                for token in pins:
+                    self._lease.happened(Event.PIN_ENTERED, token)
 
     # ##### Transactions #####
 

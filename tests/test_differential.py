@@ -232,7 +232,10 @@ class Machine(RuleBasedStateMachine):
         before = None if wrapper.connection is None else wrapper.savepoint_ids
         stock, ours = attempt(action, self.stock), attempt(action, self.ours)
         if before is not None and before is not wrapper.savepoint_ids:
-            self.session_ended()  # a health check failed, so the connection was replaced
+            # A health check failed, so the connection was replaced; nobody left a pin (P1).
+            pinned = self.pinned
+            self.session_ended()
+            self.pinned = pinned
         self.forget_what_stock_gave_back()
         assert ours.comparable() == stock.comparable(), f"ours: {ours}; stock: {stock}"
         return stock

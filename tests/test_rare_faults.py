@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,6 +41,11 @@ def test_whether_it_is_usable_is_asked_without_keeping_it(alias: str, wrapper: A
         assert census(alias).in_use == 0
 
 
+def enter_and_leave_autocommit(alias: str) -> None:
+    connections[alias].set_autocommit(False)
+    connections[alias].set_autocommit(True)
+
+
 def test_a_server_that_is_not_there_is_not_usable(alias: str) -> None:
     away: dict[str, Any] = {"HOST": "127.0.0.1", "PORT": 1}
     with extra_alias(f"away_{alias}", alias, timeout=0.5, connects=False, **away) as name:
@@ -51,7 +57,10 @@ def test_a_server_that_is_not_there_is_not_usable(alias: str) -> None:
 
 
 @pytest.mark.parametrize("alias", ["dj", "own"], indirect=True)
-def test_a_pin_survives_the_health_check_that_fails(alias: str, observer: Any) -> None:
+@pytest.mark.parametrize("notices", [backend_pid, enter_and_leave_autocommit])
+def test_a_pin_survives_the_health_check_that_fails(
+    alias: str, notices: Callable[[str], object], observer: Any
+) -> None:
     """P1: another connection, but it is pinned.  (Django's own pool refuses an age.)"""
     age: dict[str, Any] = {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
     with extra_alias(f"checked_{alias}", alias, **age) as name:
@@ -59,6 +68,7 @@ def test_a_pin_survives_the_health_check_that_fails(alias: str, observer: Any) -
             pid = backend_pid(name)
             close_old_connections()  # the next statement is the next request's first
             kill(observer, pid)
+            notices(name)
             other = backend_pid(name)
             assert other != pid
             assert backend_pid(name) == other
