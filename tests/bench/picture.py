@@ -49,13 +49,18 @@ def _cost(taken: Any, theme: Theme) -> Figure:
 
 def _throughput(results: list[Any], theme: Theme) -> Figure:
     works = grouped(results, "other_work")
-    figure = Figure(figsize=(10, 3.6))
+    figure = Figure(figsize=(10, 3.9))
     for axes, (work, engines) in zip(
         figure.subplots(1, len(works), squeeze=False)[0], works.items(), strict=True
     ):
         best = ideal(engines)
-        axes.axhline(best, color=theme.soft, linewidth=1, linestyle="--")
-        axes.text(1, best * 1.02, "a connection for each thread", color=theme.soft)
+        axes.axhline(
+            best,
+            color=theme.soft,
+            linewidth=1,
+            linestyle="--",
+            label="ideal: a connection for each thread",
+        )
         for engine, colour in (("stock", theme.stock), ("ours", theme.ours)):
             runs = engines[engine]
             axes.plot(
@@ -68,14 +73,23 @@ def _throughput(results: list[Any], theme: Theme) -> Figure:
         for engine, runs in engines.items():
             if engine.startswith("PgBouncer"):
                 (run,) = runs
-                axes.plot([4], [run["requests_per_second"]], "D", color=theme.ink)
+                axes.plot(
+                    *([4], [run["requests_per_second"]], "D"),
+                    color=theme.ink,
+                    label="stock without a pool, through PgBouncer",
+                )
         axes.set_xscale("log", base=2)
         axes.set_xticks([run["load"]["connections"] for run in engines["ours"]])
         axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.set_ylim(0, best * 1.25)
+        axes.set_ylim(0, best * 1.15)
         axes.set_title(f"{work:g} ms of other work", loc="left", fontsize=11)
         axes.set_xlabel("connections in the pool")
-        axes.legend(frameon=False, loc="center right")
     figure.axes[0].set_ylabel("requests per second")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.92))
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        frameon=False,
+        loc="upper center",
+        ncols=4,
+    )
     return figure
