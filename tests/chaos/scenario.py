@@ -31,7 +31,9 @@ from django_pg_real_pool import ConnectionReleaseMixin, pool_status
 
 #: What is raised where a connection is cut, or can't be had: never a pool's own timeout,
 #: which comes later.
-CONNECTION_ERRORS = {"OperationalError", "InterfaceError"}
+# The last one is psycopg's: what a server-side cursor's close() raises, Django does not
+# wrap, on stock as here.
+CONNECTION_ERRORS = {"OperationalError", "InterfaceError", "AdminShutdown"}
 #: Seconds after a fault within which a statement that it cut has failed.
 PROMPTLY = 2.0
 
