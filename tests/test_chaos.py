@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from chaos.load import Load
+from chaos.load import Load, TimeLimit
 
 
 @pytest.mark.parametrize("raised", [AttributeError, OSError, KeyboardInterrupt])
@@ -21,6 +21,22 @@ def test_whatever_a_request_raises_is_written_down(raised: type[BaseException]) 
     load.make_request(random.Random(1))
     (request,) = load.requests
     assert request.error == f"{raised.__name__}: ['for no good reason']"
+
+
+def test_a_time_limit_is_seen_behind_what_came_of_it() -> None:
+    class Limited(Load):
+        def read(self, choose: random.Random) -> None:
+            try:
+                raise TimeLimit
+            finally:
+                raise OSError("autocommit can't be changed now")
+
+        write = move = hold = stream = read
+
+    load = Limited(thing=None)
+    load.make_request(random.Random(1))
+    (request,) = load.requests
+    assert str(request.error).startswith("TimeLimit:")
 
 
 def test_two_threads_that_have_one_connection_are_seen() -> None:

@@ -35,6 +35,20 @@ class TimeLimit(Exception):
     """Thrown into a thread, as by a time limit that a task may catch."""
 
 
+def thrown_in(raised: BaseException) -> BaseException:
+    """Return the time limit of which an error has come, if so, or else the error.
+
+    Django leaves a block by set_autocommit(), also when its COMMIT was interrupted, and
+    what that raises hides what came before: on stock as here.
+    """
+    cause: BaseException | None = raised
+    while cause is not None:
+        if isinstance(cause, Interrupted | TimeLimit):
+            return cause
+        cause = cause.__context__
+    return raised
+
+
 class Load:
     """Requests by many threads, each in what Django makes of one."""
 
@@ -78,6 +92,7 @@ class Load:
         try:
             kind(choose)
         except BaseException as raised:  # noqa: BLE001 - whatever it is, it is a result
+            raised = thrown_in(raised)
             error = f"{type(raised).__name__}: {str(raised).strip().splitlines()[:1]}"
         finally:
             close_old_connections()
