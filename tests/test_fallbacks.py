@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -72,3 +73,19 @@ def test_a_pool_that_is_not_there_yet_has_no_census(alias: str) -> None:
         assert (status.leases, status.census.size) == ((), None)
         backend_pid(name)
         assert pool_status(name).census.size is not None
+
+
+def test_the_test_kit_does_without_pytest() -> None:
+    """Its context managers are for any test runner."""
+    program = (
+        "import sys; sys.modules['pytest'] = None; import django_pg_real_pool.testing as kit;"
+        "print(kit.no_leases is not None, hasattr(kit, 'real_pool_no_leases'))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stdout == "True False\n", ran.stderr

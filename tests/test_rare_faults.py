@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ from settings import UNPOOLED_OF
 from traffic import warm_up
 
 from django_pg_real_pool import pin_connection
+from django_pg_real_pool._drivers.psycopg3 import _is_open
+from django_pg_real_pool._pools.native_retries import _Retry
+from django_pg_real_pool._pools.queue_pool import _forget_end
 
 
 def kill(observer: Any, pid: int) -> None:
@@ -210,3 +214,103 @@ def test_a_connection_that_was_closed_in_the_pool_is_replaced(alias: str) -> Non
         assert wrapper.connection is None
         physical.close()
         assert backend_pid(name) != pid
+
+
+# ##### What is interrupted, or fails, while a lease ends #####
+
+
+def test_what_the_pool_has_already_is_not_given_back_twice(alias: str) -> None:
+    """R7: an interruption right after the pool had it leaves the wrapper in between."""
+    warm_up(alias)
+    wrapper: Any = connections[alias]
+    wrapper.connect()
+    wrapper._hooks.pool.checkin(wrapper)
+    wrapper._is_given_back = True
+    wrapper.close()
+    assert wrapper.connection is None
+    assert not wrapper._is_given_back
+    assert census(alias).in_use == 0
+    assert backend_pid(alias)
+
+
+def test_a_connection_that_can_neither_go_back_nor_end_is_let_go(
+    alias: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R3: the statement's own result is not disturbed."""
+    warm_up(alias)
+    wrapper: Any = connections[alias]
+    pool, failures = type(wrapper._hooks.pool), []
+
+    def fail(self: Any, wrapper: Any) -> None:
+        failures.append(wrapper.connection)
+        raise wrapper.Database.OperationalError("not now")
+
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        monkeypatch.setattr(pool, "checkin", fail)
+        monkeypatch.setattr(pool, "discard", fail)
+    monkeypatch.undo()
+    assert wrapper.connection is None
+    assert "could not give the connection" in caplog.text
+    wrapper.connection = failures[0]
+    pool.checkin(wrapper._hooks.pool, wrapper)
+    wrapper.connection = None
+
+
+def test_a_cursor_of_an_ended_lease_that_was_closed_elsewhere_ends_nothing(
+    alias: str,
+) -> None:
+    """R5, R6: by garbage collection on another thread, say, and perhaps long ago."""
+    with pin_connection(alias) as wrapper:
+        made: Any = wrapper
+        made._closed_elsewhere.append((id(wrapper), lambda: None))
+        with wrapper.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        assert made._closed_elsewhere == []
+        assert made.connection is not None
+
+
+# ##### What others seldom do #####
+
+
+def test_a_server_that_does_not_stop_talking_is_not_used() -> None:
+    """F2: what can't be made for real: a socket that is never empty."""
+    talkative: Any = SimpleNamespace(
+        status=0, consume_input=lambda: None, is_busy=lambda: False
+    )
+    known: Any = SimpleNamespace(peek=lambda: True)
+    assert not _is_open(talkative, known)
+
+
+def test_an_attempt_to_connect_is_made_once() -> None:
+    """F5: at its time, or earlier because another one succeeded."""
+    made: list[str] = []
+    waiting: list[Any] = []
+    task: Any = SimpleNamespace(tick=lambda: made.append("tick"))
+    retry = _Retry(task, waiting, is_probe=True)
+    waiting.append(retry)
+    retry.tick()
+    retry.tick()
+    assert made == ["tick"]
+
+
+@pytest.mark.parametrize("alias", ["dj"], indirect=True)
+def test_a_queue_pool_of_another_database_has_no_info(
+    alias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D6: that is PostgreSQL's."""
+    wrapper: Any = connections[alias]
+    backend_pid(alias)
+    monkeypatch.setattr(type(wrapper), "vendor", "mysql")
+    from dj_db_conn_pool.core import pool_container
+
+    proxy = wrapper._hooks.pool._connect(wrapper, pool_container.get(alias))
+    assert "info" not in vars(proxy)
+    proxy.close()
+
+
+def test_a_proxy_of_an_older_sqlalchemy_is_kept_from_its_end() -> None:
+    """F1: before 2.1 it is the record that refers to it."""
+    record = SimpleNamespace(fairy_ref="a reference")
+    _forget_end(SimpleNamespace(_connection_record=record))
+    assert record.fairy_ref is None

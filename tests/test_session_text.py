@@ -418,3 +418,8 @@ def test_a_comment_at_the_end_costs_no_second_reading(
     assert changes_session("SELECT 1 -- /*\n; SET a.b = 1 -- */")
     assert changes_session("SELECT 1 /*/*a*/*/; SET a.b = 1 /*/*a*/*/")
     assert changes_session("SET a.b = 1 /*/")
+
+
+def test_a_word_that_only_ends_like_one_of_ours_is_none() -> None:
+    """S1: a letter beyond ASCII is a letter."""
+    assert changes_session("SELECT \u00e9set FROM caf\u00e9") is None

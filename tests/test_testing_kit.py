@@ -235,6 +235,7 @@ DATABASES = {"default": {
     "USER": os.environ["PGUSER"],
     "OPTIONS": {"pool": {"min_size": 1, "max_size": 2}},
 }}
+DATABASES["late"] = {**DATABASES["default"], "ENGINE": "django.db.backends.postgresql"}
 USE_TZ = True
 """,
     "test_project.py": """

@@ -247,3 +247,26 @@ def test_the_pools_own_check_stays_on(observer: Any) -> None:
         observer.execute("SELECT pg_terminate_backend(%s, 5000)", [first])
         assert backend_pid(alias) != first
         assert wrapper.connection is None
+
+
+class Slotted:
+    """What can't be referred to weakly."""
+
+    __slots__ = ()
+
+
+def test_a_connection_without_weak_references_is_new_each_time() -> None:
+    """D6: what sets it up runs too often rather than too seldom."""
+    driver, physical = Driver(), Slotted()
+    driver.mark_set_up(physical)
+    assert not driver.is_set_up(physical)
+    driver.forget_set_up(physical)
+
+
+def test_a_connection_that_was_reset_is_to_be_set_up_again() -> None:
+    """S6: by a driver that can reset, which this library has never seen."""
+    driver, physical = Driver(), ModuleType("connection")
+    driver.mark_set_up(physical)
+    assert driver.is_set_up(physical)
+    driver.forget_set_up(physical)
+    assert not driver.is_set_up(physical)
