@@ -377,7 +377,6 @@ def test_cursor_that_the_child_still_has_refuses(forking: str, proxy: Proxy) -> 
         cursor.execute("SELECT 2")
 
 
-@pytest.mark.parametrize("alias", POOLED, indirect=True)
 def test_cursor_that_the_parent_dropped_is_nothing_to_the_child(forking: str) -> None:
     """F1, R6: it holds the parent's lease until the parent's next entry."""
     cursor = connections[forking].cursor()
@@ -388,6 +387,7 @@ def test_cursor_that_the_parent_dropped_is_nothing_to_the_child(forking: str) ->
         assert backend_pid(forking) == pid
 
 
+@pytest.mark.parametrize("alias", POOLED, indirect=True)
 def test_child_opens_a_pool_of_its_own(forking: str) -> None:
     """F1: the parent's, with its threads, stays with the parent."""
 

@@ -81,6 +81,20 @@ def test_a_pin_survives_the_health_check_that_fails(
 
 
 @pytest.mark.parametrize("alias", ["dj", "own"], indirect=True)
+def test_a_lease_survives_the_health_check_that_fails(alias: str, observer: Any) -> None:
+    """D1: with the next connection, as on stock."""
+    age: dict[str, Any] = {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
+    with extra_alias(f"checked_{alias}", alias, **age) as name:
+        wrapper: Any = connections[name]
+        wrapper.ensure_connection()
+        pid = wrapper.connection.info.backend_pid
+        close_old_connections()
+        kill(observer, pid)
+        assert backend_pid(name) != pid
+        assert wrapper.connection is None
+
+
+@pytest.mark.parametrize("alias", ["dj", "own"], indirect=True)
 def test_a_session_ends_with_the_request_even_if_connections_do_not(alias: str) -> None:
     """S2, S3: for a connection that stock would keep."""
     with extra_alias(f"aged_{alias}", alias, size=1, CONN_MAX_AGE=None) as name:
@@ -233,8 +247,12 @@ def test_what_the_pool_has_already_is_not_given_back_twice(alias: str) -> None:
     assert backend_pid(alias)
 
 
+@pytest.mark.parametrize("before", [False, True])
 def test_a_connection_that_can_neither_go_back_nor_end_is_let_go(
-    alias: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    alias: str,
+    before: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """R3: the statement's own result is not disturbed."""
     warm_up(alias)
@@ -249,6 +267,9 @@ def test_a_connection_that_can_neither_go_back_nor_end_is_let_go(
         cursor.execute("SELECT 1")
         monkeypatch.setattr(pool, "checkin", fail)
         monkeypatch.setattr(pool, "discard", fail)
+        if before:  # the pool is asked
+            driver = type(wrapper._hooks.driver)
+            monkeypatch.setattr(driver, "mark_used", lambda self, _: fail(None, wrapper))
     monkeypatch.undo()
     assert wrapper.connection is None
     assert "could not give the connection" in caplog.text

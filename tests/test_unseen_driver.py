@@ -270,3 +270,8 @@ def test_a_connection_that_was_reset_is_to_be_set_up_again() -> None:
     assert driver.is_set_up(physical)
     driver.forget_set_up(physical)
     assert not driver.is_set_up(physical)
+
+
+def test_a_base_need_not_be_able_to_close_its_pool(unseen: Any) -> None:
+    """D6: Django asks only those that are."""
+    unseen.close_pool()

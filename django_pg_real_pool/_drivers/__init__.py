@@ -57,10 +57,8 @@ class Driver:
 
     def is_set_up(self, physical: Any) -> bool:
         """Return whether `mark_set_up` was called with this physical connection."""
-        try:
-            return physical in self._set_up
-        except TypeError:  # no weak references: take it for new each time
-            return False
+        # Without weak references it never is, so it is taken for new each time.
+        return physical in self._set_up
 
     def mark_set_up(self, physical: Any) -> None:
         with suppress(TypeError):
