@@ -6,7 +6,6 @@ import logging
 from _thread import get_ident
 from collections.abc import Hashable
 from functools import cache, lru_cache
-from threading import current_thread
 from time import monotonic
 from typing import Any
 
@@ -47,7 +46,6 @@ class Checkout(Setup):
         if not self._hooks.pool.releases(self):
             self._releasing = False
             return False
-        self._owner = current_thread()
         _reaper.start()
         self._reset_transaction_state()
         self.autocommit = self._default_autocommit

@@ -101,7 +101,7 @@ def reap() -> None:
         if wrapper.connection is None or not wrapper._releasing:
             continue
         owner = wrapper._owner
-        if owner is None or owner.is_alive() or wrapper.allow_thread_sharing:
+        if owner.is_alive() or wrapper.allow_thread_sharing:
             _look_for_loss(wrapper)
         elif owner is not threading.main_thread():  # after which the process ends
             _give_back(wrapper, f"belongs to thread {owner.name!r}, which has ended")

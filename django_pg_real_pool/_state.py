@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from threading import RLock, Thread
+from threading import RLock, Thread, current_thread
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db.backends.utils import debug_transaction
@@ -100,8 +100,9 @@ class LeaseState(_Base):
         #: For NativePool: the pool used last, and what stands for it meanwhile.
         self._open_pool: Any = None
         self._pool_stand_in: Any = None
-        #: The thread that began the session.
-        self._owner: Thread | None = None
+        #: The thread that the wrapper belongs to.  Not the one that used it first: while
+        #: wrappers are shared, that may be another, and end long before its owner.
+        self._owner: Thread = current_thread()
 
     def _end_session(self) -> None:
         """Forget what outlives a lease; what comes next begins anew."""

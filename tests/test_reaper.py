@@ -149,6 +149,21 @@ def test_what_a_thread_leaves_is_given_back_once(
     wait_until(lambda: census(alias).in_use == 0, "it is replaced")
 
 
+def test_who_used_a_shared_wrapper_first_does_not_own_it(alias: str, wrapper: Any) -> None:
+    """F3, R7: when that thread ends, its owner may be in the middle of a statement."""
+    wrapper.close()
+    wrapper.inc_thread_sharing()
+    thread = threading.Thread(target=lambda: wrapper.cursor().close())
+    thread.start()
+    thread.join()
+    wrapper.dec_thread_sharing()
+    with pin_connection(alias):
+        pid = backend_pid(alias)
+        for _ in range(3):
+            _reaper.reap()
+        assert backend_pid(alias) == pid
+
+
 def test_what_the_main_thread_holds_is_its_own(
     alias: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
