@@ -86,7 +86,7 @@ def test_a_pool_whose_connections_return_when_closed_is_used() -> None:
     with extra_alias("returning_native", "native", OPTIONS={"pool": pool}) as name:
         assert backend_pid(name)
         connections[name].close()
-        assert census(name).in_use == 0
+        wait_until(lambda: census(name).in_use == 0, "it is back")
 
 
 def test_a_server_that_says_nothing_is_waited_for_as_long_as_the_pool_does() -> None:
@@ -137,6 +137,15 @@ def test_a_driver_that_notices_nothing_keeps_the_pools_ping(
     forget_pool(alias)
     backend_pid(alias)
     assert not pool_container.get(alias)._pre_ping
+
+
+@QUEUE
+def test_a_pool_that_somebody_else_has_just_made_is_used(alias: str, wrapper: Any) -> None:
+    """R7: by another thread, at the same moment."""
+    backend_pid(alias)
+    proxy = wrapper._hooks.pool._make_and_checkout(wrapper)
+    assert proxy.driver_connection.info.backend_pid
+    proxy.close()
 
 
 # ##### Any #####
