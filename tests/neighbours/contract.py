@@ -32,8 +32,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "test_a_savepoint_that_ended_before_the_checkout_is_not_sent": SETS_PATH,
         "test_a_mode_set_while_a_cursor_is_open_applies_to_it": SETS_PATH,
         "test_debug_and_plain_cursors_give_the_same": SETS_PATH,
-        "test_a_program_can_not_tell_the_engine_from_stock"
-        "[native-queries_seen_by_wrappers]": SETS_PATH,
+        "test_whoever_watches_cursors_sees_savepoints_that_are_sent_late": SETS_PATH,
         "test_a_cleaning_costs_as_many_round_trips_as_documented": SETS_PATH,
         "test_one_query_is_one_round_trip": SETS_PATH,
         "test_idle_connection_is_checked_by_one_round_trip": SETS_PATH,
