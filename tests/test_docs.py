@@ -21,6 +21,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
 from django.db.utils import ConnectionHandler
+from docs_scripts import DOCS, load
 from helpers import backend_pid, installed, pool_of_one, run_in_thread, wait_until
 from items import Item
 from settings import DATABASES, STOCK_OF
@@ -44,21 +45,9 @@ else:
     import tomli as tomllib  # which pytest brings along there
 
 ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 
 #: Longer than any page takes, and shorter than a reader's patience.
 PAGE_TIMEOUT = 60
-
-
-def load(name: str) -> Any:
-    """Import a script of the documentation's folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 run_page = load("run_page")

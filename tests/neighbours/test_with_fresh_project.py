@@ -7,13 +7,11 @@ only other thing that is changed on the way is the address of the database serve
 from __future__ import annotations
 
 import doctest
-import importlib.util
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,9 +22,9 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import pytest
+from docs_scripts import DOCS, load
 from server import create_database
 
-DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "tutorial" / "first-pool.md"
 PICTURE = DOCS / "images" / "tutorial.png"
 WHEEL = os.environ.get("REAL_POOL_WHEEL")
@@ -154,16 +152,6 @@ def prose(text: str) -> Iterator[tuple[str, Any]]:
                 "table",
                 [[cell.strip() for cell in row] for row in rows if "-" * 3 not in row[0]],
             )
-
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def is_as_shown(printed: str, shown: str) -> bool:
