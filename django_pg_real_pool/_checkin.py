@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from _thread import get_ident
 from typing import Any
 
 from . import _reaper, _registry
@@ -14,9 +13,6 @@ from ._state import LeaseState
 
 logger = logging.getLogger("django_pg_real_pool")
 
-#: The threads that are in a pool's code now, where its lock may be taken.
-inside_pool: set[int] = set()
-
 
 class Checkin(LeaseState):
     """Ends leases."""
@@ -25,6 +21,7 @@ class Checkin(LeaseState):
         # Not from here: this may be any thread, inside the pool's own lock.
         if getattr(self, "_releasing", None) and self.connection is not None:
             _reaper.adopt(self)
+        _registry.forget_keeper(getattr(self, "_keeper", None))
 
     def _end_lease(self, discard: bool = False, as_stock: bool = False) -> None:
         """Give the connection back; `as_stock` with all that stock's close() does.
@@ -36,20 +33,16 @@ class Checkin(LeaseState):
             self._forget_connection()  # interrupted, the last time, right after that
             return
         hooks = self._hooks
-        ident = get_ident()
         # Whatever is thrown into this thread from here on, the connection is not kept,
         # nor given to anybody before it is clean.
         try:
-            physical = self.connection
-            if hooks.proxies:
-                physical = hooks.pool.physical(physical)
+            physical = self._physical or hooks.pool.physical(self.connection)
             if not discard:
                 discard = not hooks.driver.mark_used(physical) or (
                     self._is_dirty and not self._clean()
                 )
             if self._options.warn_held_after is not None:
                 self._warn_if_held_long()
-            inside_pool.add(ident)
             if discard:
                 hooks.pool.discard(self)
             if as_stock:
@@ -73,13 +66,12 @@ class Checkin(LeaseState):
         finally:
             self.connection = None  # first: what comes next may be interrupted
             self._forget_connection()
-            inside_pool.discard(ident)
 
     def _forget_connection(self) -> None:
-        self.connection = None
+        self.connection = self._physical = None
         self._is_given_back = False
         self._ending_lease = self._is_dirty = self._is_beyond_reset = False
-        _registry.leased.pop(id(self), None)
+        self._keeper[0] = None
 
     def _discard(self) -> None:
         try:

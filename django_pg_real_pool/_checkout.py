@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from _thread import get_ident
 from collections.abc import Hashable
-from functools import cache, lru_cache
+from functools import cache
 from time import monotonic
 from typing import Any
 
@@ -14,8 +13,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.utils.asyncio import async_unsafe
 
-from . import _reaper, _registry
-from ._checkin import inside_pool
+from . import _reaper
+from ._django import is_djangos, undecorated
 from ._lease import Event
 from ._origins import find_origin
 from ._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
@@ -23,6 +22,8 @@ from ._setup import Setup
 from ._status import explain_exhaustion
 
 logger = logging.getLogger("django_pg_real_pool")
+
+_ENSURE_CONNECTION, _ = undecorated(BaseDatabaseWrapper.ensure_connection)
 
 
 class Checkout(Setup):
@@ -64,18 +65,20 @@ class Checkout(Setup):
     def _checkout(self) -> None:
         """Begin a lease that has no hold yet.  When it raises, there is none."""
         try:
-            of_this_one = self.__dict__
+            of_this_one, ensure = self.__dict__, type(self).ensure_connection
             if (
                 self._hooks.connect
                 or self.closed_in_transaction
                 or "connect" in of_this_one  # replaced, to forbid or watch it
                 or "ensure_connection" in of_this_one
-                or not _is_djangos(type(self).ensure_connection)
+                or (ensure is not _ENSURE_CONNECTION and not is_djangos(ensure))
             ):
                 self._checkout_through_django()
                 return
+            shortcut = self._shortcut
             try:
-                self._open_lease()
+                if shortcut is None or self._unsent_savepoints or not shortcut.take(self):
+                    self._open_lease()
             except Exception:
                 with self.wrap_database_errors:
                     raise
@@ -109,19 +112,19 @@ class Checkout(Setup):
             if not self._announced or hooks.init_every_time or hooks.connect:
                 self._open_lease_at_length()
             else:
-                self._get_from_pool()
+                if self.connection is None:
+                    self._get_from_pool()
                 # The way of nearly all queries: the connection can be used as it is.
-                physical = self.connection
-                if hooks.proxies:
-                    physical = hooks.pool.physical(physical)
+                physical = self._physical or hooks.pool.physical(self.connection)
                 now = self._lease.since = monotonic()
-                if not hooks.driver.is_ready(
-                    physical, self._options.check_after_idle, now, self.autocommit
-                ):
+                window, driver = self._options.check_after_idle, hooks.driver
+                mode = driver.mode_if_ready(physical, window, now)
+                if mode is None:
                     self._open_lease_at_length()
-                elif self._unsent_savepoints:
+                elif mode is not self.autocommit or self._unsent_savepoints:
                     self._setting_up += 1
                     try:
+                        self._apply_autocommit()
                         self._send_savepoints()
                     finally:
                         self._setting_up -= 1
@@ -143,6 +146,11 @@ class Checkout(Setup):
             self._apply_autocommit()
             self._send_savepoints()
             self._lease.since = monotonic()
+            hooks = self._hooks
+            if not (hooks.connect or hooks.close or hooks.init_every_time) and (
+                self._options.warn_held_after is None
+            ):
+                self._shortcut = hooks.pool.shortcut(self)
         finally:
             self._setting_up -= 1
 
@@ -176,19 +184,15 @@ class Checkout(Setup):
                 hooks.driver.mark_set_up(physical)
 
     def _get_from_pool(self) -> None:
-        ident = get_ident()
         started = monotonic()
-        inside_pool.add(ident)
         self._is_given_back = self._ending_lease = False
+        self._physical = None
         try:
-            self.connection = self._hooks.pool.checkout(self)
-            _registry.leased[id(self)] = self.connection
+            self.connection = self._keeper[0] = self._hooks.pool.checkout(self)
         except self._hooks.pool.exhausted() as error:
             message = explain_exhaustion(self, monotonic() - started)
             of_pool: Any = type(error)
             raise _exhausted(of_pool)(message) from error
-        finally:
-            inside_pool.discard(ident)
 
     @async_unsafe
     def _pin(self, token: Hashable, trusted: bool = False) -> None:
@@ -214,24 +218,6 @@ class Checkout(Setup):
         with self._lease_lock:
             self._lease.happened(Event.PIN_LEFT, token)
             self._settle()
-
-
-#: Something that Django's decorator was applied to.
-_ASYNC_UNSAFE: Any = async_unsafe(lambda: None)
-
-
-@lru_cache(maxsize=8)
-def _is_djangos(ensure_connection: Any) -> bool:
-    """Return whether a class's `ensure_connection()` is as Django made it.
-
-    Whoever replaces it may copy its name and module, but not the code that Django's
-    decorator gives to all that it decorates.
-    """
-    code = getattr(ensure_connection, "__code__", None)
-    return (
-        getattr(ensure_connection, "__module__", None) == BaseDatabaseWrapper.__module__
-        and code is _ASYNC_UNSAFE.__code__
-    )
 
 
 @cache

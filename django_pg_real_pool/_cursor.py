@@ -11,12 +11,17 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from django.db.backends.utils import CursorWrapper
+
+from ._django import DJANGOS_LOOP
 from ._session import changes_session, function_changes_session
 
 if TYPE_CHECKING:
     from ._django import Cursor as _Base
 else:
     _Base = object
+
+_CursorWrapper: Any = CursorWrapper  # whose stubs do not have what is not public
 
 
 class AutoConnectionReleaseCursor(_Base):
@@ -27,43 +32,47 @@ class AutoConnectionReleaseCursor(_Base):
     cursor whose lease has ended already changes nothing.
     """
 
-    # ##### When a statement is interrupted #####
+    #: Whether a class beneath has a loop over execute wrappers that is not Django's.
+    _has_own_loop = False
 
-    # Django closes its cursor when execute() raises an Exception.  After anything else,
-    # a KeyboardInterrupt or a time limit, it would be dropped, and hold its lease.
+    # ##### Statements #####
 
-    def execute(self, sql: Any, params: Any = None) -> Any:
+    def _execute_with_wrappers(
+        self, sql: Any, params: Any, many: bool, executor: Any
+    ) -> Any:
+        """Run a statement as Django does, having looked at what it does to the session.
+
+        What is looked at is the text that the server gets, whatever execute wrappers
+        made of it.  Django closes its cursor when this raises an Exception.  After
+        anything else, a KeyboardInterrupt or a time limit, it would be dropped, and hold
+        its lease.
+        """
+        db, raw = self.db, self.cursor
         try:
-            return super().execute(sql, params)
+            if (
+                db.execute_wrappers
+                or self._has_own_loop
+                or _CursorWrapper._execute_with_wrappers is not DJANGOS_LOOP
+            ):
+                return super()._execute_with_wrappers(
+                    sql, params, many, self._looking_first(executor)
+                )
+            if (change := changes_session(sql, raw)) is not None:
+                db._session_changes(change, raw)
+            return executor(sql, params, many, {"connection": db, "cursor": self})
         except Exception:
             raise
         except BaseException:
             self.close()
             raise
 
-    def executemany(self, sql: Any, param_list: Any) -> Any:
-        try:
-            return super().executemany(sql, param_list)
-        except Exception:
-            raise
-        except BaseException:
-            self.close()
-            raise
+    def _looking_first(self, executor: Any) -> Any:
+        def execute(sql: Any, *args: Any) -> Any:
+            if (change := changes_session(sql, self.cursor)) is not None:
+                self.db._session_changes(change, self.cursor)
+            return executor(sql, *args)
 
-    # ##### Before a statement is sent: does it change the session? #####
-
-    # Django's execute() and executemany() call these two last, so the text is what the
-    # server gets, whatever execute wrappers made of it.
-
-    def _execute(self, sql: Any, params: Any, *ignored: Any) -> Any:
-        if (change := changes_session(sql, self.cursor)) is not None:
-            self.db._session_changes(change, self.cursor)
-        return super()._execute(sql, params, *ignored)
-
-    def _executemany(self, sql: Any, param_list: Any, *ignored: Any) -> Any:
-        if (change := changes_session(sql, self.cursor)) is not None:
-            self.db._session_changes(change, self.cursor)
-        return super()._executemany(sql, param_list, *ignored)
+        return execute
 
     def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
         if (change := function_changes_session(procname, self.cursor)) is not None:
@@ -106,6 +115,37 @@ class _ClosesThroughBase(AutoConnectionReleaseCursor):
             self.db._cursor_closed(raw)
 
 
+# Django finds these in the driver's cursor by `__getattr__`, and wraps them for their
+# errors, at each call; a query makes two.
+
+
+def _fetchone(self: Any) -> Any:
+    try:
+        return self.cursor.fetchone()
+    except Exception:
+        with self.db.wrap_database_errors:
+            raise
+
+
+def _fetchmany(self: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return self.cursor.fetchmany(*args, **kwargs)
+    except Exception:
+        with self.db.wrap_database_errors:
+            raise
+
+
+def _fetchall(self: Any) -> Any:
+    try:
+        return self.cursor.fetchall()
+    except Exception:
+        with self.db.wrap_database_errors:
+            raise
+
+
+_FETCHES = {"fetchone": _fetchone, "fetchmany": _fetchmany, "fetchall": _fetchall}
+
+
 @cache
 def releasing_class(cursor_class: type[Any]) -> type[Any]:
     """Return the releasing subclass of a Django cursor class: one for each, for good."""
@@ -114,6 +154,9 @@ def releasing_class(cursor_class: type[Any]) -> type[Any]:
         if hasattr(cursor_class, "close")
         else AutoConnectionReleaseCursor
     )
+    loop = getattr(cursor_class, "_execute_with_wrappers", None)
+    is_plain = loop is _CursorWrapper._execute_with_wrappers
+    own = [name for name in _FETCHES if hasattr(cursor_class, name)]
     return type(
         cursor_class.__name__,
         (mixin, cursor_class),
@@ -121,5 +164,7 @@ def releasing_class(cursor_class: type[Any]) -> type[Any]:
             "__module__": cursor_class.__module__,
             "__qualname__": cursor_class.__qualname__,
             "__doc__": cursor_class.__doc__,
+            "_has_own_loop": not is_plain,
+            **({} if own else _FETCHES),
         },
     )

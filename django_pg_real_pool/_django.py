@@ -5,9 +5,14 @@ They have been stable for many versions, and a test fails for each that moves.
 
 from __future__ import annotations
 
+import sys
+from functools import lru_cache
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
+from django.utils.asyncio import async_unsafe
 
 #: Methods of `BaseDatabaseWrapper`.
 WRAPPER_METHODS = (
@@ -17,12 +22,55 @@ WRAPPER_METHODS = (
 #: Attributes of its instances.
 WRAPPER_ATTRIBUTES = ("_thread_ident",)
 #: Methods of `CursorWrapper`.
-CURSOR_METHODS = ("_execute", "_executemany")
+CURSOR_METHODS = ("_execute_with_wrappers",)
 #: Attributes of PostgreSQL's wrapper, which its pool is made with and configured by.
 POSTGRESQL_ATTRIBUTES = ("_connection_pools", "_configure_connection")
 
+#: Something that Django's decorator was applied to.
+_DECORATED: Any = async_unsafe(lambda: None)
+
+
+@lru_cache(maxsize=32)
+def is_djangos(method: Any) -> bool:
+    """Return whether a decorated method of a wrapper class is as Django made it.
+
+    Whoever replaces it may copy its name and module, but not the code that Django's
+    decorator gives to all that it decorates.
+    """
+    return (
+        str(getattr(method, "__module__", "")).startswith("django.db.backends.")
+        and getattr(method, "__code__", None) is _DECORATED.__code__
+    )
+
+
+def is_as_written(owner: type, name: str) -> bool:
+    """Return whether a method is that of the class's own source, and not a replacement."""
+    function, module = vars(owner).get(name), sys.modules[owner.__module__]
+    return (
+        isinstance(function, FunctionType)
+        and function.__code__.co_filename == module.__file__
+    )
+
+
+def as_written(owner: type, name: str) -> Any:
+    """Return a method of a class; if somebody has replaced it, what is equal to none."""
+    return vars(owner)[name] if is_as_written(owner, name) else object()
+
+
+#: Django's loop over execute wrappers.
+DJANGOS_LOOP = as_written(CursorWrapper, "_execute_with_wrappers")
+
+
+def undecorated(method: Any) -> tuple[Any, Any]:
+    """Return a method of a wrapper class and what it is without `async_unsafe`.
+
+    That asks by way of an exception whether an event loop runs, which costs as much as
+    the pool does.  Twice None if the method is not Django's, or is not decorated.
+    """
+    return (method, method.__wrapped__) if is_djangos(method) else (None, None)
+
+
 if TYPE_CHECKING:
-    from django.db.backends.utils import CursorWrapper
 
     class Wrapper(BaseDatabaseWrapper):
         """What a type checker is to know of a wrapper."""
@@ -46,5 +94,6 @@ if TYPE_CHECKING:
 
         db: Any
 
-        def _execute(self, sql: Any, params: Any, *ignored: Any) -> Any: ...
-        def _executemany(self, sql: Any, param_list: Any, *ignored: Any) -> Any: ...
+        def _execute_with_wrappers(
+            self, sql: Any, params: Any, many: bool, executor: Any
+        ) -> Any: ...

@@ -15,6 +15,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.asyncio import async_unsafe
 
 from ._cursor import AutoConnectionReleaseCursor
+from ._django import as_written, undecorated
 from ._lease import Event, Hold
 
 if TYPE_CHECKING:
@@ -23,9 +24,15 @@ else:
     _Base = BaseDatabaseWrapper
 
 
+CURSOR = Hold.CURSOR  # before Python 3.12, to look a member up in its enum is slow
+
 #: Raises what Django raises where an event loop runs.  Its decorator asks by way of an
 #: exception, in each of the three calls that a block makes: a third of an empty block.
 _refuse_event_loop: Any = async_unsafe(lambda: None)
+
+# Django's methods, if nobody has put others in their place, to watch or forbid them.
+_CURSOR, _ = undecorated(BaseDatabaseWrapper.cursor)
+_PREPARE = as_written(BaseDatabaseWrapper, "_prepare_cursor")
 
 
 class DjangoFloor(_Base):
@@ -51,6 +58,11 @@ class DjangoFloor(_Base):
 
     # ##### Cursors #####
 
+    def cursor(self) -> Any:
+        if _get_running_loop() is None and BaseDatabaseWrapper.cursor is _CURSOR:
+            return self._cursor()
+        return super().cursor()
+
     def _cursor(self, name: str | None = None) -> Any:
         if not (self._releasing or self._begin()):
             return super()._cursor(name)
@@ -61,25 +73,43 @@ class DjangoFloor(_Base):
                 if self.connection is None:
                     self._checkout()
                 else:
-                    if self._closed_elsewhere or Hold.CURSOR in self._lease.holds:
+                    if self._closed_elsewhere or CURSOR in self._lease.holds:
                         self._warn_of(self._reclaim_cursors())
                     if self._hooks.health_check or not self.health_check_done:
                         self.close_if_health_check_failed()
                         if self.connection is None:
                             self._begin()
                             self._checkout()
-                with self.wrap_database_errors:
-                    cursor = self._prepare_cursor(self.create_cursor(name))
+                try:
+                    cursor = self._make_cursor(name)
                     if self._hooks.makes_cursors and not isinstance(
                         cursor, AutoConnectionReleaseCursor
                     ):
                         cursor = self._hold_for(cursor)
+                except Exception:
+                    with self.wrap_database_errors:
+                        raise
             except BaseException:
                 self._settle()
                 raise
             if name is not None:
                 self._portals[id(cursor.cursor)] = name
             return cursor
+
+    def _make_cursor(self, name: str | None) -> Any:
+        """Make a cursor by the hooks for it, or by what Django's do besides asking again.
+
+        For the thread, and for an event loop, `_cursor()` and `cursor()` have asked.
+        """
+        create, (djangos, undecorated) = self.create_cursor, self._hooks.create_cursor
+        if getattr(create, "__func__", None) is djangos and _get_running_loop() is None:
+            raw = undecorated(self, name)
+        else:
+            raw = create(name)
+        prepare = self._prepare_cursor
+        if self.queries_logged or getattr(prepare, "__func__", None) is not _PREPARE:
+            return prepare(raw)
+        return self.make_cursor(raw)
 
     def close_if_health_check_failed(self) -> None:
         pins = list(self._lease.holds.get(Hold.PIN, ()))
@@ -109,7 +139,8 @@ class DjangoFloor(_Base):
         autocommit: bool,
         force_begin_transaction_with_broken_autocommit: bool = False,
     ) -> None:
-        self.validate_no_atomic_block()
+        if self.in_atomic_block:
+            self.validate_no_atomic_block()  # raises
         if _get_running_loop() is not None:
             _refuse_event_loop()
         if not (self._releasing or self._begin()):
@@ -117,21 +148,33 @@ class DjangoFloor(_Base):
                 autocommit, force_begin_transaction_with_broken_autocommit
             )
             return
+        # Only Atomic.__enter__() asks to force the BEGIN.
+        by_atomic = force_begin_transaction_with_broken_autocommit
         if self.connection is not None:
             with self._lease_lock:
                 # Before anything is switched: a dropped cursor's warning may be an error.
                 self._settle()
+            if self.connection is not None:
+                self._set_autocommit_leased(autocommit, by_atomic)
+                return
+        self._autocommit_off_by_atomic = by_atomic
+        # The mode is noted, for the next checkout; the rest is as stock.
+        if self._unsent_savepoints:
+            # savepoint() by hand, outside a block: of a transaction that never began.
+            self._unsent_savepoints.clear()
+        if not autocommit and self.queries_logged:
+            self._log_unsent("BEGIN")
+        self.autocommit = autocommit
+        if autocommit and self.run_commit_hooks_on_set_autocommit_on:
+            self.run_and_clear_commit_hooks()
+            self.run_commit_hooks_on_set_autocommit_on = False
+
+    def _set_autocommit_leased(self, autocommit: bool, by_atomic: bool) -> None:
         leaving_atomic = autocommit and self._autocommit_off_by_atomic
-        # Only Atomic.__enter__() asks to force the BEGIN.
-        self._autocommit_off_by_atomic = force_begin_transaction_with_broken_autocommit
-        if self.connection is None:
-            self._set_autocommit_unleased(autocommit)
-            return
+        self._autocommit_off_by_atomic = by_atomic
         callbacks = self.run_on_commit
         try:
-            super().set_autocommit(
-                autocommit, force_begin_transaction_with_broken_autocommit
-            )
+            super().set_autocommit(autocommit, by_atomic)
         except BaseException:
             if (
                 leaving_atomic
@@ -145,26 +188,17 @@ class DjangoFloor(_Base):
         with self._lease_lock:
             self._settle()
 
-    def _set_autocommit_unleased(self, autocommit: bool) -> None:
-        """Note the mode for the next checkout; the rest as stock."""
-        # savepoint() by hand, outside a block: of a transaction that never began.
-        self._unsent_savepoints.clear()
-        if not autocommit:
-            self._log_unsent("BEGIN")
-        self.autocommit = autocommit
-        if autocommit and self.run_commit_hooks_on_set_autocommit_on:
-            self.run_and_clear_commit_hooks()
-            self.run_commit_hooks_on_set_autocommit_on = False
-
     def _commit(self) -> None:
         if self.connection is None and self._releasing:
-            self._log_unsent("COMMIT")
+            if self.queries_logged:
+                self._log_unsent("COMMIT")
         else:
             super()._commit()
 
     def _rollback(self) -> None:
         if self.connection is None and self._releasing:
-            self._log_unsent("ROLLBACK")
+            if self.queries_logged:
+                self._log_unsent("ROLLBACK")
         else:
             super()._rollback()
 

@@ -12,7 +12,7 @@ from threading import RLock
 from typing import Any
 from weakref import WeakSet
 
-from . import _checkin, _drivers, _reaper, _registry
+from . import _drivers, _garbage, _reaper, _registry
 from ._drivers import psycopg3
 from ._lease import Event, Hold
 from ._pools import Pool
@@ -30,11 +30,9 @@ def _forget_parent() -> None:
     psycopg3.cut_inherited()
     _drivers.cut_inherited()
     _registry.renew_lock()
-    _checkin.inside_pool.clear()
+    _garbage.forget()
     for adapter in pools_in_use:
         _inherited.append(adapter.abandon())
-    _inherited.append(dict(_registry.leased))
-    _registry.leased.clear()
     for wrapper in _registry.wrappers():
         wrapper._lease_lock = RLock()
         if not wrapper._releasing:
@@ -44,7 +42,7 @@ def _forget_parent() -> None:
             if cursor is not None:
                 wrapper._hooks.driver.abandon(cursor)
         _inherited.append(wrapper.connection)
-        wrapper.connection = None
+        wrapper.connection = wrapper._keeper[0] = None
         wrapper._is_given_back = wrapper._ending_lease = False
         wrapper._was_cut_off = wrapper._hooks.close
         wrapper._lease.happened(Event.CLOSED)

@@ -11,7 +11,8 @@ from weakref import ref
 
 from django.db import NotSupportedError
 
-from ._checkin import Checkin, inside_pool
+from . import _garbage
+from ._checkin import Checkin
 from ._cursor import releasing_class
 from ._lease import Event, Finder, Hold
 from ._origins import find_origin
@@ -37,9 +38,11 @@ class Holding(Checkin):
 
     def _hold_for(self, cursor: Any) -> Any:
         """Make a Django cursor hold the lease from here on, until it is closed."""
-        kind = cursor.__class__
-        cursor.__class__ = _RELEASING.get(kind) or _releasing(kind)
-        raw = cursor.cursor
+        cursor.__class__ = releasing_class(cursor.__class__)
+        self._hold(cursor.cursor)
+        return cursor
+
+    def _hold(self, raw: Any) -> None:
         find: Finder
         try:
             find = ref(raw)
@@ -48,17 +51,15 @@ class Holding(Checkin):
         self._lease.happened(CURSOR_OPENED, id(raw), find)
         if self._records_origins:
             self._lease.origins[id(raw)] = find_origin()
-        return cursor
 
     def _cursor_closed(self, raw: Any) -> None:
         """End a cursor's hold.  A cursor of an earlier lease changes nothing."""
         who = id(raw)
         ident = get_ident()
-        if ident in inside_pool or (
+        if ident == _garbage.collecting or (
             ident != self._thread_ident and not self.allow_thread_sharing
         ):
-            # Garbage collection closes generators, and runs on any thread at any time,
-            # so perhaps under the pool's lock: leave it to this wrapper's next entry.
+            # Leave it to this wrapper's next entry, or to the reaper.
             find = self._lease.holds.get(CURSOR, {}).get(who)
             self._closed_elsewhere.append((who, find))
             return
@@ -99,8 +100,17 @@ class Holding(Checkin):
         connection = self.connection
         if connection is None or self._setting_up or not self._releasing:
             return
-        lease, lost = self._lease, []
+        lease, lost, shortcut = self._lease, [], self._shortcut
         holds = lease.holds
+        if (
+            shortcut is not None
+            and not holds
+            and self.autocommit
+            and not self._closed_elsewhere
+        ):
+            if shortcut.put_back(self):
+                return  # after nearly all queries outside a block
+            shortcut = None
         if self._closed_elsewhere or CURSOR in holds:
             lost = self._reclaim_cursors()
         driver = self._hooks.driver
@@ -113,7 +123,7 @@ class Holding(Checkin):
                     lease.origins[None] = find_origin()
         elif TRANSACTION in holds:
             lease.happened(Event.TRANSACTION_ENDED)
-        if not holds:
+        if not holds and (shortcut is None or not shortcut.put_back(self)):
             self._end_lease()
         if lost:
             self._warn_of(lost)
@@ -149,14 +159,6 @@ class Holding(Checkin):
                 logger.warning("%s", message)
         for message in lost:
             warnings.warn(message, ResourceWarning, stacklevel=4)
-
-
-#: The class of cursors that stands for each that a base makes: quicker than a function.
-_RELEASING: dict[type[Any], type[Any]] = {}
-
-
-def _releasing(cursor_class: Any) -> type[Any]:
-    return _RELEASING.setdefault(cursor_class, releasing_class(cursor_class))
 
 
 def _same(thing: Any) -> Any:

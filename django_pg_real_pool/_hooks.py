@@ -14,6 +14,7 @@ from typing import Any
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ._django import undecorated
 from ._drivers import Driver, driver_for
 from ._pools import Pool
 from ._pools.native import NativePool
@@ -44,13 +45,17 @@ class Hooks:
     #: A base's `init_connection_state()` must run at every checkout, because it may
     #: keep on the wrapper what it learns of the connection.
     init_every_time: bool
+    #: The class's `create_cursor()`, and what it is without Django's decorator; else None.
+    create_cursor: tuple[Any, Any] = field(repr=False)
+    #: The base's `commit()` is Django's own.
+    plain_commit: bool = field(repr=False)
+    #: The base's ordinary cursors are Django's own.
+    plain_cursors: bool = field(repr=False)
     #: A subclass of the made class may make cursors that do not hold the lease yet.
     makes_cursors: bool = field(repr=False)
     #: What may be raised while a connection is given back, and is only logged then.
     failures: tuple[type[Exception], ...] = field(repr=False)
     pool: Pool
-    #: What the pool gives out is not the driver's own connection.
-    proxies: bool = field(repr=False)
     driver: Driver
 
 
@@ -105,10 +110,12 @@ def read(cls: Any) -> Hooks:
         health_check=not is_djangos(definer(cls, "close_if_health_check_failed")),
         cursor=_is_of_base(cls, "_cursor"),
         init_every_time=not _runs_once(cls, "init_connection_state"),
+        create_cursor=undecorated(cls.create_cursor),
+        plain_commit=definer(cls, "commit") is BaseDatabaseWrapper,
+        plain_cursors=definer(cls, "make_cursor") is BaseDatabaseWrapper,
         makes_cursors=not _is_ours(cls, "make_cursor", "make_debug_cursor"),
         failures=failures,
         pool=pool,
-        proxies=type(pool).physical is not Pool.physical,
         driver=driver_for(cls.Database),
     )
 

@@ -149,4 +149,8 @@ def _look_for_loss(wrapper: Checkout) -> None:
 
 
 def _is_lost(wrapper: Checkout) -> bool:
-    return not (wrapper.connection is None or wrapper._setting_up or wrapper._lease.holds)
+    return (
+        wrapper.connection is not None
+        and not wrapper._setting_up
+        and (not wrapper._lease.holds or bool(wrapper._closed_elsewhere))
+    )

@@ -31,6 +31,20 @@ def renew_lock() -> None:
     _lock = Lock()
 
 
-#: The connections that are out, by the identity of their wrapper.  A wrapper that is
-#: collected must not take its connection along: pools have finalisers of their own.
-leased: dict[int, Any] = {}
+#: What wrappers keep alive, each in a list of its own, by that list's identity.
+_kept: dict[int, list[Any]] = {}
+
+
+def keeper() -> list[Any]:
+    """Return a list of one: while a connection is out, it is there as well.
+
+    A wrapper that is collected must not take its connection along, because pools have
+    finalisers of their own; of what is in here nothing is collected.
+    """
+    kept = [None]
+    _kept[id(kept)] = kept
+    return kept
+
+
+def forget_keeper(kept: list[Any] | None) -> None:
+    _kept.pop(id(kept), None)

@@ -97,8 +97,14 @@ class LeaseState(_Base):
         self._closed_elsewhere: list[tuple[Hashable, Finder | None]] = []
         #: The names of the open cursors that have a portal on the server.
         self._portals: dict[Hashable, str] = {}
+        #: The driver's own connection, where a pool that gives out a proxy has told it.
+        self._physical: Any = None
+        #: Where the connection is as well, so that it is not collected with the wrapper.
+        self._keeper: list[Any] = _registry.keeper()
         #: For NativePool: the pool used last, and what stands for it meanwhile.
         self._open_pool: Any = None
+        #: What spares nearly all queries the long way to the pool and back; or None.
+        self._shortcut: Any = None
         self._pool_stand_in: Any = None
         #: The thread that the wrapper belongs to.  Not the one that used it first: while
         #: wrappers are shared, that may be another, and end long before its owner.
@@ -108,7 +114,7 @@ class LeaseState(_Base):
         """Forget what outlives a lease; what comes next begins anew."""
         self._unsent_savepoints.clear()
         self._announced = False
-        self._open_pool = None
+        self._open_pool = self._shortcut = None
         self._releasing = None
 
     @property

@@ -8,21 +8,33 @@ Django's `BaseDatabaseWrapper` and answers in its place what needs no connection
 from __future__ import annotations
 
 import time
+from asyncio import _get_running_loop
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
+from django.db.backends import utils
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.asyncio import async_unsafe
 
 from . import _creation, _fork, _hooks
 from ._checkout import Checkout
+from ._cursor import releasing_class
+from ._django import as_written, undecorated
 from ._floor import DjangoFloor
 from ._lease import Event, Hold
 from ._parts import replace_parts
 
 _fork.watch()
+
+CONNECT = Hold.CONNECT  # before Python 3.12, to look a member up in its enum is slow
+
+# Django's methods, if nobody has put others in their place, to watch or forbid them; and
+# the one without its decorator, which is a seventh of an empty block.
+_MAKE_CURSOR = as_written(BaseDatabaseWrapper, "make_cursor")
+_COMMIT, _commit_undecorated = undecorated(BaseDatabaseWrapper.commit)
 
 
 class ConnectionReleaseMixin(Checkout):
@@ -182,16 +194,27 @@ class ConnectionReleaseMixin(Checkout):
 
     def commit(self) -> None:
         if self.connection is None:
-            super().commit()
-            self._unsent_savepoints.clear()
+            self._commit_as_base()
+            if self._unsent_savepoints:
+                self._unsent_savepoints.clear()
             return
         self._validate_end_of_transaction()
         has_ended = False
         try:
-            super().commit()
+            self._commit_as_base()
             has_ended = True
         finally:
             self._transaction_ended(has_ended)
+
+    def _commit_as_base(self) -> None:
+        if (
+            self._hooks.plain_commit
+            and BaseDatabaseWrapper.commit is _COMMIT
+            and _get_running_loop() is None
+        ):
+            _commit_undecorated(self)
+        else:
+            super().commit()
 
     def rollback(self) -> None:
         if self.connection is None:
@@ -210,7 +233,7 @@ class ConnectionReleaseMixin(Checkout):
         # As stock does next; but what is refused must not be taken for an end.
         self.validate_thread_sharing()
         self.validate_no_atomic_block()
-        if Hold.CONNECT in self._lease.holds:
+        if CONNECT in self._lease.holds:
             # It ends with the transaction, of which no cursor may have told: savepoints
             # and is_usable() begin one, too.
             with self._lease_lock:
@@ -226,6 +249,14 @@ class ConnectionReleaseMixin(Checkout):
     # Of a subclass's own class of cursors, DjangoFloor._cursor() takes care.
 
     def make_cursor(self, cursor: Any) -> Any:
+        if (
+            self._releasing
+            and self._hooks.plain_cursors
+            and BaseDatabaseWrapper.make_cursor is _MAKE_CURSOR
+        ):
+            made = releasing_class(utils.CursorWrapper)(cursor, self)
+            self._hold(cursor)
+            return made
         made = super().make_cursor(cursor)
         return self._hold_for(made) if self._releasing else made
 

@@ -17,8 +17,9 @@ from psycopg_pool import ConnectionPool
 from settings import STOCK_OF
 
 from django_pg_real_pool import pin_connection
-from django_pg_real_pool._pools.native import _adapt, _is_checked_by_us
+from django_pg_real_pool._pools.native import _adapt
 from django_pg_real_pool._pools.native_connection import remembering
+from django_pg_real_pool._pools.native_shortcut import is_checked_by_us
 
 GROWS_AND_SHRINKS = {"min_size": 1, "max_size": 2, "max_idle": 0.2}
 
@@ -117,5 +118,5 @@ def test_only_the_check_that_django_gives_a_pool_is_made_by_us() -> None:
             open=False, connection_class=remembering(None), check=given
         )
         _adapt(pool)
-        assert (pool._check is _is_checked_by_us) is is_ours
+        assert (pool._check is is_checked_by_us) is is_ours
         assert is_ours or pool._check is own

@@ -182,6 +182,22 @@ def savepoints_outside_a_block(db: Any) -> Any:
 
 
 @program
+def a_savepoint_of_a_transaction_without_a_statement(db: Any) -> Any:
+    """It ends with its transaction."""
+    errors = []
+    for end in (db.commit, db.rollback):
+        sid = db.savepoint()
+        end()
+        insert(db, end.__name__)
+        try:
+            transaction.savepoint_commit(sid, using=db.alias)
+        except DatabaseError as error:
+            errors.append(type(error).__name__)
+        db.rollback()
+    return errors
+
+
+@program
 def a_cursor_open_through_a_commit(db: Any) -> Any:
     with db.cursor() as cursor:
         cursor.execute("INSERT INTO item (name) VALUES ('a')")

@@ -21,7 +21,7 @@ from django.db import (
     transaction,
 )
 from django.db.transaction import atomic
-from helpers import backend_pid, census, run_in_thread
+from helpers import backend_pid, census, run_in_thread, wait_until
 from leases import (
     ROWS,
     add,
@@ -220,6 +220,26 @@ def test_an_iterator_lost_in_a_cycle_is_not_released_by_another_thread(
     assert not is_leased(warm)
     assert traffic.checkouts > before
     assert {move.thread for move in traffic.moves} == {threading.get_ident()}
+
+
+def test_an_iterator_lost_in_a_cycle_is_given_back_if_nobody_comes(warm: str) -> None:
+    """R6: a thread that is idle from here on must not keep a connection."""
+    fill(warm, 10)
+
+    class Holder:
+        def __init__(self) -> None:
+            self.me = self
+            self.rows = names_and_pids(warm)
+
+    gc.disable()
+    try:
+        next(Holder().rows)
+        gc.collect()
+        assert is_leased(warm)
+    finally:
+        gc.enable()
+    wait_until(lambda: connections[warm].connection is None, "the reaper has come")
+    assert not is_leased(warm)
 
 
 def test_a_cursor_collected_inside_the_pool_releases_nothing_there(

@@ -25,13 +25,13 @@ def place() -> Any:
     return line.popleft()
 
 
-def waiting_in(place: Any) -> tuple[threading.Thread, list[Any]]:
-    """Start a thread that waits for a second; return what it gets, too."""
+def waiting_in(place: Any, seconds: float = 1.0) -> tuple[threading.Thread, list[Any]]:
+    """Start a thread that waits; return what it gets, too."""
     got: list[Any] = []
 
     def wait() -> None:
         try:
-            got.append(place.wait(1.0))
+            got.append(place.wait(seconds))
         except Exception as error:  # noqa: BLE001 - what it is, is looked at
             got.append(error)
 
@@ -93,17 +93,20 @@ def test_who_has_gone_is_given_nothing(place: Any) -> None:
 
 def test_what_is_given_at_the_last_moment_arrives(place: Any) -> None:
     """R7: the time was over, but somebody had decided to give already."""
-    turn, decided = place._cond
-    assert decided.acquire(False)
-    got: list[Any] = []
-    thread = threading.Thread(target=lambda: got.append(place.wait(0.01)))
-    thread.start()
-    thread.join(0.1)
-    assert thread.is_alive()
-    place.conn = "connection"
-    turn.release()
+    _, deciding = place._cond
+    thread, got = waiting_in(place, 0.01)
+    with deciding:
+        thread.join(0.1)
+        assert thread.is_alive()
+        place.conn = "connection"
     thread.join()
     assert got == ["connection"]
+
+
+def test_what_was_given_without_a_call_arrives(place: Any) -> None:
+    """R3: who gave it was interrupted right after that."""
+    place.conn = "connection"
+    assert place.wait(0.01) == "connection"
 
 
 @pytest.fixture
@@ -132,9 +135,12 @@ def test_a_line_of_unknown_places_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     class Place:
         __slots__ = ("conn", "event")
 
+    assert native_line.is_known()
     monkeypatch.setattr("psycopg_pool.pool.WaitingClient", Place)
     assert not native_line.is_known()
-    line = native_line.Line()
-    other = object()
+
+
+def test_another_kind_of_place_is_left_alone() -> None:
+    line, other = native_line.Line(), object()
     line.append(other)
     assert list(line) == [other]

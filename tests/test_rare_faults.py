@@ -20,6 +20,7 @@ from traffic import warm_up
 from django_pg_real_pool import pin_connection
 from django_pg_real_pool._drivers.psycopg3 import _is_open
 from django_pg_real_pool._pools.native_retries import _Retry
+from django_pg_real_pool._pools.native_shortcut import Shortcut
 from django_pg_real_pool._pools.queue_pool import _forget_end
 
 
@@ -265,6 +266,7 @@ def test_a_connection_that_can_neither_go_back_nor_end_is_let_go(
 
     with wrapper.cursor() as cursor:
         cursor.execute("SELECT 1")
+        monkeypatch.setattr(Shortcut, "put_back", lambda *_: False)
         monkeypatch.setattr(pool, "checkin", fail)
         monkeypatch.setattr(pool, "discard", fail)
         if before:  # the pool is asked

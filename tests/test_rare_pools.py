@@ -18,7 +18,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from sqlalchemy.exc import TimeoutError as QueueTimeout
 
 from django_pg_real_pool import pool_status
-from django_pg_real_pool._pools.native import NativePool, _adapt
+from django_pg_real_pool._pools.native import NativePool, _adapt, _Opened
 from django_pg_real_pool._pools.native_connection import remembering
 from django_pg_real_pool._pools.queue_pool import QueuePool
 
@@ -56,8 +56,10 @@ def test_a_pool_whose_connections_are_its_own_class_is_abandoned() -> None:
     """F1: by a child."""
     adapter, pool = NativePool(), SimpleNamespace(connection_class=object)
     pools = {"default": pool}
-    adapter._opened = {"default": (pools, pool)}
-    assert adapter.abandon() == {"default": ({}, pool)}
+    opened = _Opened(pool, pools, None)
+    adapter._opened = {"default": opened}
+    assert adapter.abandon() == {"default": opened}
+    assert pools == {}
     assert adapter._opened == {}
 
 

@@ -11,6 +11,9 @@ import pytest
 from django.db import connections
 from helpers import census, wait_until
 
+from django_pg_real_pool._pools import native_shortcut
+from django_pg_real_pool._pools.native_shortcut import Shortcut
+
 
 class Move(NamedTuple):
     """One hand-over between a pool and whoever uses the connection."""
@@ -46,19 +49,44 @@ class Traffic:
 
 
 def _watch_native(pool: Any, traffic: Traffic, patch: pytest.MonkeyPatch) -> None:
-    getconn, putconn = pool.getconn, pool.putconn
+    """Watch a pool, and the shortcut past its methods."""
+    owner = type(pool)
+    getconn, putconn = owner.getconn, owner.putconn
+    take, put_back = Shortcut.take, Shortcut.put_back
 
-    def watched_getconn(*args: Any, **kwargs: Any) -> Any:
-        connection = getconn(*args, **kwargs)
-        traffic.out(connection, connection.info.backend_pid)
+    def watched_getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
+        connection = getconn(self, *args, **kwargs)
+        if self is pool:
+            traffic.out(connection, connection.info.backend_pid)
         return connection
 
-    def watched_putconn(connection: Any) -> None:
-        traffic.back(connection)
-        putconn(connection)
+    def watched_putconn(self: Any, connection: Any) -> None:
+        if self is pool:
+            traffic.back(connection)
+        putconn(self, connection)
 
-    patch.setattr(pool, "getconn", watched_getconn)
-    patch.setattr(pool, "putconn", watched_putconn)
+    def watched_take(self: Any, wrapper: Any) -> bool:
+        is_ready = take(self, wrapper)
+        if self._pool is pool and wrapper.connection is not None:
+            traffic.out(wrapper.connection, wrapper.connection.info.backend_pid)
+        return is_ready
+
+    def watched_put_back(self: Any, wrapper: Any) -> bool:
+        seen, connection = len(traffic.moves), wrapper.connection
+        if self._pool is pool:
+            traffic.back(connection)
+        try:
+            return put_back(self, wrapper)
+        finally:
+            if wrapper.connection is connection:  # it was left to the pool, or interrupted
+                del traffic.moves[seen:]
+
+    # What watches here is not to be noticed.
+    patch.setattr(native_shortcut, "is_as_written", lambda *_: True)
+    patch.setattr(owner, "getconn", watched_getconn)
+    patch.setattr(owner, "putconn", watched_putconn)
+    patch.setattr(Shortcut, "take", watched_take)
+    patch.setattr(Shortcut, "put_back", watched_put_back)
 
 
 def _watch_own(alias: str, traffic: Traffic, patch: pytest.MonkeyPatch) -> None:

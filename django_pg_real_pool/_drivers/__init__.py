@@ -47,7 +47,7 @@ class Driver:
 
     #: `in_transaction()` only guesses, by the mode.
     guesses = True
-    #: `is_ready()` and `is_usable()` see that a connection was closed by the server.
+    #: `mode_if_ready()` and `is_usable()` see that a connection was closed by the server.
     notices_closing = False
 
     def __init__(self) -> None:
@@ -76,14 +76,13 @@ class Driver:
         """
         return True
 
-    def is_ready(
-        self, physical: Any, window: float | None, now: float, autocommit: bool
-    ) -> bool:
-        """Return whether a connection can be used as it is: the quick way of all others.
+    def mode_if_ready(self, physical: Any, window: float | None, now: float) -> bool | None:
+        """Return the autocommit mode of a connection that is set up and usable.
 
-        That is: it is set up, usable and in this mode.  `now` is `time.monotonic()`.
+        None: who knows.  It is the quick way of `is_set_up()`, `is_usable()` and
+        `autocommit()`; `now` is `time.monotonic()`.
         """
-        return False
+        return None
 
     def is_usable(self, physical: Any, window: float | None) -> bool:
         """Return whether the server is still there, without a round trip.

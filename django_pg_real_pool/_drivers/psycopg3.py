@@ -16,7 +16,7 @@ from .question import ask
 from .sockets import cut, peeker, waiter
 
 #: Where a psycopg connection carries what we know of it: faster than a lookup.
-_KNOWN = "_django_pg_real_pool"
+KNOWN = "_django_pg_real_pool"
 
 # libpq's PGTransactionStatusType and ConnStatusType: its ABI, so the numbers are fixed.
 IDLE, ACTIVE, INTRANS, INERROR = 0, 1, 2, 3
@@ -48,9 +48,9 @@ class Known:
 
 def know(physical: Any) -> Known:
     """Return what is known of a connection; from here on, its age is."""
-    known = physical.__dict__.get(_KNOWN)
+    known = physical.__dict__.get(KNOWN)
     if known is None:
-        known = physical.__dict__[_KNOWN] = Known(physical)
+        known = physical.__dict__[KNOWN] = Known(physical)
         _physicals.add(physical)
     return known  # type: ignore[no-any-return]
 
@@ -77,7 +77,7 @@ class Psycopg(Driver):
     # ##### What is known of a physical connection #####
 
     def is_set_up(self, physical: Any) -> bool:
-        known = physical.__dict__.get(_KNOWN)
+        known = physical.__dict__.get(KNOWN)
         return known is not None and known.client_side is not None
 
     def mark_set_up(self, physical: Any) -> None:
@@ -87,22 +87,21 @@ class Psycopg(Driver):
         know(physical).client_side = None
 
     def mark_used(self, physical: Any) -> bool:
-        known = physical.__dict__.get(_KNOWN) or know(physical)
+        known = physical.__dict__.get(KNOWN) or know(physical)
         known.used_at = monotonic()
         return bool(physical.pgconn.transaction_status != ACTIVE)
 
-    def is_ready(
-        self, physical: Any, window: float | None, now: float, autocommit: bool
-    ) -> bool:
-        known = physical.__dict__.get(_KNOWN)
-        return (
-            known is not None
-            and known.client_side is not None
-            and (window is None or now - known.used_at <= window)
+    def mode_if_ready(self, physical: Any, window: float | None, now: float) -> bool | None:
+        known = physical.__dict__.get(KNOWN)
+        if known is None or known.client_side is None:
+            return None
+        if (
+            (window is None or now - known.used_at <= window)
             and physical.pgconn.status == OK
             and not known.peek()
-            and physical.autocommit is autocommit
-        )
+        ):
+            return physical.autocommit  # type: ignore[no-any-return]
+        return None
 
     def is_usable(self, physical: Any, window: float | None) -> bool:
         pgconn = physical.pgconn
@@ -110,7 +109,7 @@ class Psycopg(Driver):
             return False
         # A connection that is not known is not always new: the pool may have opened it
         # long ago.  Its socket tells, its age is taken for nothing.
-        known = physical.__dict__.get(_KNOWN) or know(physical)
+        known = physical.__dict__.get(KNOWN) or know(physical)
         if known.peek() and not _is_open(pgconn, known):
             return False
         if window is None or monotonic() - known.used_at <= window:

@@ -70,6 +70,13 @@ class Pool:
         """Return a connection that is `wrapper`'s alone until `checkin`."""
         return wrapper.get_new_connection(wrapper.get_connection_params())
 
+    def shortcut(self, wrapper: LeaseState) -> Any:
+        """Return a quicker way to do what `checkout` and `checkin` do, if there is one.
+
+        `wrapper` has been given a connection the long way.
+        """
+        return None
+
     def introduce(self, wrapper: LeaseState) -> None:
         """Do what the base does once for a connection, beyond what `checkout` did."""
 

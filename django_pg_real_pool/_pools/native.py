@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from copy import copy
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
 
 from django.core.exceptions import ImproperlyConfigured
@@ -16,6 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from . import Census, Pool, native_line
 from .native_connection import remembering, remembering_connect
 from .native_retries import Retries
+from .native_shortcut import Shortcut, is_checked_by_us, shortcut_of
 
 if TYPE_CHECKING:
     from .._state import LeaseState
@@ -30,18 +31,27 @@ _MIN_SIZE = 4
 _CLOSING = 10.0
 
 
+class _Opened(NamedTuple):
+    """A pool that is open."""
+
+    pool: Any
+    #: Django's dict of pools, by alias, which has it.
+    pools: dict[str, Any]
+    shortcut: Shortcut | None
+
+
 class NativePool(Pool):
     """For a base that gets and returns its connections as Django's wrapper does.
 
-    `getconn()` and `putconn()` are called here; Django's `get_new_connection()` runs
-    only to introduce a connection.
+    The pool's own way to do so is taken here, or a shorter one; Django's
+    `get_new_connection()` runs only to introduce a connection.
     """
 
     size_setting = '["OPTIONS"]["pool"]["max_size"]'
 
     def __init__(self) -> None:
-        #: The pools opened so far: alias -> (Django's dict of pools, the pool).
-        self._opened: dict[str, tuple[dict[str, Any], Any]] = {}
+        #: The pools opened so far, by alias.
+        self._opened: dict[str, _Opened] = {}
         self._lock = Lock()
 
     def failures(self) -> tuple[type[Exception], ...]:
@@ -56,7 +66,7 @@ class NativePool(Pool):
         return (PoolTimeout, TooManyRequests)
 
     def trouble(self, wrapper: LeaseState) -> BaseException | None:
-        pool = self._opened[wrapper.alias][1]
+        pool = self._opened[wrapper.alias].pool
         return getattr(pool.connection_class, "last_error", None)
 
     def prepare(self, wrapper: LeaseState) -> None:
@@ -67,17 +77,18 @@ class NativePool(Pool):
                 self._made_by_django(wrapper, options)
 
     def checkout(self, wrapper: LeaseState) -> Any:
-        pool = wrapper._open_pool
-        is_known = pool is not None
+        opened = wrapper._open_pool
+        is_known = opened is not None
         if not is_known:
-            pool = self._open(wrapper)
+            opened = self._open(wrapper)
+        pool = opened.pool
         try:
             if is_known or getattr(pool.connection_class, "ever_connected", True):
                 connection = pool.getconn()
             else:
                 connection = self._first_getconn(pool)
             connection._is_lent = True
-            wrapper._open_pool = pool
+            wrapper._open_pool = opened
             return connection
         except BaseException as error:
             if isinstance(error, self.exhausted()):
@@ -89,7 +100,7 @@ class NativePool(Pool):
             connection = None
             if not pool.closed or not isinstance(error, _pool_closed()):
                 raise
-        wrapper._open_pool = None
+        wrapper._open_pool = wrapper._shortcut = None
         return self.checkout(wrapper)  # somebody closed the pool: there is another
 
     def introduce(self, wrapper: LeaseState) -> None:
@@ -100,12 +111,15 @@ class NativePool(Pool):
         finally:
             wrapper._pool_stand_in = None
 
+    def shortcut(self, wrapper: LeaseState) -> Any:
+        return wrapper._open_pool.shortcut
+
     def reconfigure(self, wrapper: LeaseState) -> None:
         # What Django gave the pool as its `configure` callback: time zone and role.
         wrapper._configure_connection(wrapper.connection)
 
     def checkin(self, wrapper: LeaseState) -> None:
-        connection = wrapper.connection
+        connection: Any = wrapper.connection
         # The pool replaces a broken connection; until it has, that is lent.
         is_broken = connection.closed
         connection._is_lent = is_broken
@@ -130,14 +144,14 @@ class NativePool(Pool):
 
     def census(self, wrapper: LeaseState) -> Census:
         known = self._opened.get(wrapper.alias)
-        if known is None or known[1].closed:  # whose numbers stay as they were
+        if known is None or known.pool.closed:  # whose numbers stay as they were
             return Census()
-        stats = known[1].get_stats()
+        stats = known.pool.get_stats()
         size, idle = stats["pool_size"], stats["pool_available"]
-        count = getattr(known[1].connection_class, "count_lent", None)
+        count = getattr(known.pool.connection_class, "count_lent", None)
         # psycopg_pool's size has those that it is still making, too.
         in_use = count() if count is not None else size - idle
-        line = getattr(known[1], "_waiting", None)
+        line = getattr(known.pool, "_waiting", None)
         if isinstance(line, native_line.Line):
             waiting = line.count_waiting()
         else:
@@ -147,7 +161,7 @@ class NativePool(Pool):
     def abandon(self) -> Any:
         opened, self._opened = self._opened, {}
         self._lock = Lock()
-        for alias, (pools, pool) in opened.items():
+        for alias, (pool, pools, _) in opened.items():
             if pools.get(alias) is pool:
                 del pools[alias]
             if hasattr(pool.connection_class, "retries"):
@@ -156,7 +170,7 @@ class NativePool(Pool):
 
     # ##### Opening a pool #####
 
-    def _open(self, wrapper: LeaseState) -> Any:
+    def _open(self, wrapper: LeaseState) -> _Opened:
         alias, settings = wrapper.alias, wrapper.settings_dict
         options = settings["OPTIONS"].get("pool")
         if not options:
@@ -168,14 +182,14 @@ class NativePool(Pool):
                 '{"min_size": 2, "max_size": 10}; or set it to False to use this '
                 "alias without a pool, as Django's own backend does."
             )
-        known: Any = self._opened.get(alias)
+        known = self._opened.get(alias)
         if (
             known is not None
-            and known[0].get(alias) is known[1]
-            and not known[1].closed
-            and not _is_of_another_database(known[1], settings)
+            and not known.pool.closed
+            and known.pools.get(alias) is known.pool
+            and not _is_of_another_database(known.pool, settings)
         ):
-            return known[1]
+            return known
         deadline = time.monotonic() + _CLOSING
         while True:
             with self._lock:
@@ -191,8 +205,10 @@ class NativePool(Pool):
                     if time.monotonic() > deadline:
                         raise
                 else:
-                    self._opened[alias] = (wrapper._connection_pools, pool)
-                    return pool
+                    shortcut = shortcut_of(self, pool)
+                    opened = _Opened(pool, wrapper._connection_pools, shortcut)
+                    self._opened[alias] = opened
+                    return opened
             # Django's close_pool() closes a pool before it forgets it.
             time.sleep(0.01)
 
@@ -248,7 +264,7 @@ def _adapt(pool: Any) -> None:
         pool._connect = remembering_connect(pool)
     # But not a check of the user's own, which Django takes from 6.1 on.
     if getattr(pool, "_check", None) is type(pool).check_connection:
-        pool._check = _is_checked_by_us
+        pool._check = is_checked_by_us
     if callable(getattr(pool, "schedule_task", None)):
         connecting.retries = pool.schedule_task = Retries(pool)
     if type(getattr(pool, "_pool", None)) is deque:
@@ -271,10 +287,6 @@ def _pool_closed() -> type[BaseException]:
     from psycopg_pool import PoolClosed
 
     return PoolClosed
-
-
-def _is_checked_by_us(connection: Any) -> None:
-    """Stand for a pool's check, which costs a round trip each time: see CHECK_AFTER_IDLE."""
 
 
 class _LastInFirstOut(deque[Any]):

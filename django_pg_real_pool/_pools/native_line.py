@@ -21,11 +21,12 @@ class Line(deque[Any]):
 
     def append(self, place: Any) -> None:
         # In the pool's critical section: nobody else has seen this place yet.
-        if type(place) is _original():
+        kind = _place()
+        if type(place) is kind.__base__:
             turn = allocate_lock()
             turn.acquire()
             place._cond = turn, allocate_lock()
-            place.__class__ = _place()
+            place.__class__ = kind
         super().append(place)
 
     def count_waiting(self) -> int:
@@ -54,26 +55,26 @@ def _place() -> Any:
         """A place in the line.
 
         Of its two locks the first is released when there is something to be had; the
-        second is for whoever decides how the wait ends: the one who gives, or the one
-        who does not wait any longer.
+        second is for whoever decides how the wait ends, once: the one who gives, or the
+        one who does not wait any longer.
         """
 
         __slots__ = ()
 
         @property
         def has_ended(self) -> bool:
-            return bool(self._cond[1].locked())
+            return self.conn is not None or self.error is not None
 
         def wait(self, timeout: float) -> Any:
-            turn, decided = self._cond
+            turn, _ = self._cond
             try:
-                if not turn.acquire(True, timeout):
-                    if decided.acquire(False):
-                        raise PoolTimeout(f"no connection came in {timeout:.2f} sec")
-                    turn.acquire()  # it came at the last moment
-            except BaseException:
-                decided.acquire(False)
+                is_called = turn.acquire(True, timeout)
+            except BaseException as interruption:
+                self._end(None, interruption)
                 raise
+            if not is_called:
+                # Unless somebody has given something, and was interrupted before the call.
+                self._end(None, PoolTimeout(f"no connection came in {timeout:.2f} sec"))
             if self.error is not None:
                 raise self.error
             return self.conn
@@ -84,11 +85,12 @@ def _place() -> Any:
         def fail(self, error: Exception) -> bool:
             return self._end(None, error)
 
-        def _end(self, conn: Any, error: Exception | None) -> bool:
-            turn, decided = self._cond
-            if not decided.acquire(False):
-                return False
-            self.conn, self.error = conn, error  # type: ignore[misc]
+        def _end(self, conn: Any, error: BaseException | None) -> bool:
+            turn, deciding = self._cond
+            with deciding:
+                if self.has_ended:
+                    return False
+                self.conn, self.error = conn, error  # type: ignore[misc]
             turn.release()
             return True
 

@@ -54,7 +54,7 @@ class QueuePool(Pool):
         return (TimeoutError,)
 
     def checkout(self, wrapper: LeaseState) -> Any:
-        pool = _container().get(wrapper.alias) if _container().has(wrapper.alias) else None
+        pool = dict.get(_container(), wrapper.alias)
         if pool is not None and not wrapper._announced:
             database = wrapper.settings_dict["NAME"]
             if self._databases.get(wrapper.alias, database) != database:
@@ -84,7 +84,8 @@ class QueuePool(Pool):
         # parameters of a new connection first, which the pool has no use for.
         connection = pool.connect()
         if wrapper.vendor == "postgresql":
-            connection.info = connection.driver_connection.info
+            wrapper._physical = connection.driver_connection
+            connection.info = wrapper._physical.info
         return connection
 
     def checkin(self, wrapper: LeaseState) -> None:

@@ -256,6 +256,8 @@ def changes_session(query: Any, context: Any = None) -> str | None:
     `query` is what a cursor's `execute()` takes: text, or psycopg's `sql.Composable`,
     for which `context` is the connection that it will be quoted for.
     """
+    if type(query) is str and len(query) <= _CACHED_LENGTH:
+        return _analyse_cached(query)
     if isinstance(query, bytes):
         try:
             query = query.decode()

@@ -1,0 +1,154 @@
+"""Takes an idle connection of Django's own pool and puts it back, and nothing else.
+
+So do getconn() and putconn() for nearly every query, on a way of a dozen functions that
+prepares for everything: as much as all the rest of a release.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from threading import Lock, RLock
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from .._django import is_as_written
+from .._drivers.psycopg3 import IDLE, KNOWN, OK
+from . import Pool
+
+if TYPE_CHECKING:
+    from .._state import LeaseState
+
+#: What of a pool is used here, by name, and of which class it is.
+_PARTS: dict[str, Any] = {
+    "_closed": bool,
+    "_drained_at": float,
+    "_lock": (type(Lock()), type(RLock())),
+    "_nconns_min": int,
+    "_pool": deque,
+    "_stats": Counter,
+    "_waiting": deque,
+}
+
+#: Its methods that this stands for.
+_REPLACED = ("getconn", "putconn")
+
+
+def is_checked_by_us(connection: Any) -> None:
+    """Stand for a pool's check, which costs a round trip each time: see CHECK_AFTER_IDLE."""
+
+
+class Shortcut:
+    """The way for the wrappers of one alias, to which their pool itself is indifferent.
+
+    It is under the pool's own lock, and whatever is not usual it leaves to the long way.
+    """
+
+    def __init__(self, adapter: Pool, pool: Any) -> None:
+        self._adapter = adapter
+        self._pool = pool
+        self._lock = pool._lock
+        self._idle = pool._pool
+        self._waiting = pool._waiting
+        #: Where somebody may have put another getconn() or putconn(), to watch or forbid.
+        self._replaced = vars(pool)
+
+    def take(self, wrapper: LeaseState) -> bool:
+        """Get the connection that was used last; return whether it can be used as it is.
+
+        If not, `wrapper` may have one all the same, which has to be looked at.
+        """
+        if wrapper._hooks.pool is not self._adapter or "getconn" in self._replaced:
+            return False
+        pool, idle, connection = self._pool, self._idle, None
+        try:
+            with self._lock:
+                if not idle:  # a pool that is closed has none
+                    return False
+                connection = idle[-1]
+                try:
+                    idle.pop()
+                    connection._pool, connection._is_lent = pool, True
+                    wrapper._is_given_back = wrapper._ending_lease = False
+                    wrapper.connection = wrapper._keeper[0] = connection
+                except BaseException:
+                    # Interrupted: nobody else can have had it since, under the lock.
+                    if connection not in idle:
+                        connection._pool, connection._is_lent = pool, True
+                        wrapper.connection = connection
+                    raise
+                if len(idle) < pool._nconns_min:  # noqa: PLR1730 - a call is slower
+                    pool._nconns_min = len(idle)
+                pool._stats["requests_num"] += 1
+            known, window = connection.__dict__[KNOWN], wrapper._options.check_after_idle
+            now = wrapper._lease.since = monotonic()
+            return (
+                known.client_side is not None
+                and (window is None or now - known.used_at <= window)
+                and connection.pgconn.status == OK
+                and not known.peek()
+                and connection.autocommit is wrapper.autocommit
+            )
+        except BaseException:
+            wrapper._close_lease()  # type: ignore[attr-defined]
+            raise
+
+    def put_back(self, wrapper: LeaseState) -> bool:
+        """Give the connection to who has waited longest, or let it be idle.
+
+        False: nothing has been done, because there is more to do.
+        """
+        pool, waiting, connection = self._pool, self._waiting, wrapper.connection
+        if (
+            connection.pgconn.transaction_status != IDLE
+            or connection._expire_at <= (now := monotonic())
+            or connection._created_at <= pool._drained_at
+            or connection._pool is not pool
+            or "putconn" in self._replaced
+            or wrapper._is_dirty
+            or wrapper._is_given_back
+        ):
+            return False
+        connection.__dict__[KNOWN].used_at = now
+        with self._lock:
+            if pool._closed or pool._pool_full_event is not None:
+                return False
+            place = None
+            try:
+                wrapper.connection = None
+                connection._pool, connection._is_lent = None, False
+                while waiting:
+                    # Who has got it leaves the line, in this order: an interruption in
+                    # between leaves one there who takes nothing, and is passed over.
+                    place = waiting[0]
+                    has_taken_it = place.set(connection)
+                    waiting.popleft()
+                    if has_taken_it:
+                        break
+                else:
+                    self._idle.append(connection)
+                wrapper._keeper[0] = None
+            except BaseException:
+                # Interrupted: is it somebody's now?
+                if connection not in self._idle and getattr(place, "conn", None) is None:
+                    connection._pool, connection._is_lent = pool, True
+                    wrapper.connection = connection
+                raise
+        return True
+
+
+def shortcut_of(adapter: Pool, pool: Any) -> Shortcut | None:
+    """Return the way for a pool, if it is made of what we know, and does no more.
+
+    It does more if somebody reads what it logs, has it reset or check connections, or
+    has replaced its methods.
+    """
+    usual = (
+        all(isinstance(getattr(pool, name, None), kind) for name, kind in _PARTS.items())
+        and hasattr(pool, "_pool_full_event")
+        and getattr(pool, "_reset", False) is None
+        and getattr(pool, "_check", False) in (None, is_checked_by_us)
+        and not logging.getLogger("psycopg.pool").isEnabledFor(logging.INFO)
+        and all(is_as_written(type(pool), name) for name in _REPLACED)
+    )
+    return Shortcut(adapter, pool) if usual else None

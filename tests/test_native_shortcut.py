@@ -1,0 +1,371 @@
+"""C1, C2: an idle connection is had and given back without the pool's long way."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.db.transaction import atomic
+from faults import extra_alias
+from helpers import backend_pid, census, pool_of_one, wait_until
+from leases import Stop
+from psycopg_pool import ConnectionPool
+
+from django_pg_real_pool import pool_status
+from django_pg_real_pool._pools import native_shortcut
+from django_pg_real_pool._pools.native_shortcut import Shortcut, shortcut_of
+from django_pg_real_pool.testing import different_connections
+
+ALIAS = "native"
+
+
+class Way:
+    """Counts which way connections go."""
+
+    def __init__(self) -> None:
+        self.long: list[str] = []
+        self.short: list[bool] = []
+
+
+@pytest.fixture
+def way(monkeypatch: pytest.MonkeyPatch) -> Way:
+    way = Way()
+    # What watches here is not to be noticed.
+    monkeypatch.setattr(native_shortcut, "is_as_written", lambda *_: True)
+
+    def watch(owner: Any, name: str, note: Callable[[Any], None]) -> None:
+        original = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            note(result)
+            return result
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for name in ("getconn", "putconn"):
+        watch(ConnectionPool, name, lambda _, name=name: way.long.append(name))  # type: ignore[misc]
+    for name in ("take", "put_back"):
+        watch(Shortcut, name, way.short.append)
+    return way
+
+
+@pytest.fixture
+def wrapper() -> Iterator[Any]:
+    """One that has been used, so that it has found the shortcut."""
+    backend_pid(ALIAS)
+    wrapper: Any = connections[ALIAS]
+    assert wrapper._shortcut is not None
+    yield wrapper
+    wrapper.close()
+
+
+@pytest.mark.parametrize("in_block", [False, True])
+def test_a_query_goes_the_short_way(wrapper: Any, way: Way, in_block: bool) -> None:
+    """And the second block, whose connection is in its mode already."""
+    for _ in range(2):
+        way.short.clear()
+        if in_block:
+            with atomic(using=ALIAS):
+                backend_pid(ALIAS)
+        else:
+            backend_pid(ALIAS)
+    assert way.long == []
+    assert way.short == [True, True]
+
+
+def state_of(pool: Any) -> dict[str, Any]:
+    """Return what a pool knows, as far as taking and giving back may change it."""
+    known: dict[str, Any] = {
+        name: value
+        for name, value in vars(pool).items()
+        if isinstance(value, bool | int | float | str | dict | None)
+    }
+    known["_stats"] = dict(pool._stats)
+    known["idle"] = list(pool._pool)
+    known["waiting"] = list(pool._waiting)
+    known["attributes"] = [
+        {
+            name: value
+            for name, value in vars(each).items()
+            if not isinstance(value, bool | float) and not name.startswith("_django")
+        }
+        for each in known["idle"]
+    ]
+    return known
+
+
+def test_the_pool_is_left_as_by_its_own_methods(wrapper: Any, way: Way) -> None:
+    """If psycopg_pool begins to note something else, this fails."""
+    pool, shortcut = wrapper.pool, wrapper._shortcut
+    wait_until(lambda: len(pool._pool) == pool.max_size, "it is full")
+    states = []
+    for short in (False, True):
+        pool._stats.clear()
+        pool._nconns_min = pool.max_size
+        shortcut._replaced = {} if short else {"getconn": None, "putconn": None}
+        with wrapper.cursor():
+            connection = wrapper.connection
+            assert connection._pool is pool
+            out = state_of(pool)
+        assert connection._pool is None
+        states.append((out, state_of(pool)))
+    shortcut._replaced = vars(pool)
+    assert way.short == [False, False, True, True]
+    by_pool, by_shortcut = states
+    assert by_shortcut == by_pool
+
+
+# ##### What is not usual #####
+
+
+def expired(wrapper: Any) -> None:
+    wrapper.connection._expire_at = 0.0
+
+
+def drained(wrapper: Any) -> None:
+    wrapper.pool.drain()
+
+
+def closed(wrapper: Any) -> None:
+    wrapper.connection.close()
+
+
+@pytest.mark.parametrize("happening", [expired, drained, closed])
+def test_what_can_not_stay_goes_the_long_way(
+    wrapper: Any, way: Way, happening: Callable[[Any], None]
+) -> None:
+    """D1: the pool replaces it."""
+    pid = backend_pid(ALIAS)
+    with wrapper.cursor():
+        happening(wrapper)
+        way.short.clear()
+    assert way.short == [False]
+    assert way.long == ["putconn"]
+    wait_until(
+        lambda: sum(census(ALIAS)) == wrapper.pool.max_size, "the pool has replaced it"
+    )
+    assert backend_pid(ALIAS) != pid
+
+
+def test_a_pool_that_is_closed_meanwhile_gets_nothing_back(way: Way) -> None:
+    with extra_alias("closing", ALIAS) as name:
+        backend_pid(name)
+        wrapper: Any = connections[name]
+        with wrapper.cursor():
+            physical = wrapper.connection
+            wrapper.close_pool()
+        assert physical.closed
+        assert way.short[-1] is False
+        assert way.long[-1] == "putconn"
+        for _ in range(2):
+            backend_pid(name)  # from another pool
+        assert way.short[-1] is True
+
+
+def test_who_waits_for_a_full_pool_is_told(wrapper: Any, way: Way) -> None:
+    """D1: `ConnectionPool.wait()`."""
+    pool = wrapper.pool
+    wait_until(lambda: len(pool._pool) == pool.max_size, "it is full")
+    waiting = threading.Thread(target=pool.wait, args=[10.0])
+    before, pool._min_size = pool._min_size, pool.max_size
+    with wrapper.cursor():
+        waiting.start()
+        wait_until(lambda: pool._pool_full_event is not None, "somebody waits")
+    waiting.join()
+    pool._min_size = before
+    assert not pool.closed
+    assert way.long == ["putconn"]
+
+
+@pytest.mark.parametrize("name", ["getconn", "putconn"])
+def test_a_pool_whose_method_was_replaced_is_asked(
+    wrapper: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """D1: by somebody who watches it, say."""
+    calls: list[Any] = []
+    original = getattr(wrapper.pool, name)
+
+    def watched(*args: Any) -> Any:
+        calls.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(wrapper.pool, name, watched, raising=False)
+    backend_pid(ALIAS)
+    assert len(calls) == 1
+
+
+def test_the_test_kit_is_asked(wrapper: Any) -> None:
+    pid = backend_pid(ALIAS)
+    with different_connections(ALIAS):
+        pids = [backend_pid(ALIAS) for _ in range(3)]
+    assert pids[0] != pids[1] != pids[2]
+    assert pid in pids
+
+
+def test_who_wants_long_holds_told_goes_the_long_way(way: Way) -> None:
+    """F6."""
+    with extra_alias("told", ALIAS, RELEASE_OPTIONS={"WARN_HELD_AFTER": 10}) as name:
+        for _ in range(2):
+            backend_pid(name)
+        assert way.short == []
+        assert way.long == ["getconn", "putconn"] * 2
+
+
+@contextmanager
+def info_is_logged() -> Iterator[None]:
+    logger = logging.getLogger("psycopg.pool")
+    before, logger.level = logger.level, logging.INFO
+    logger.manager._clear_cache()  # type: ignore[attr-defined]
+    yield
+    logger.setLevel(before)
+
+
+@contextmanager
+def putconn_is_replaced() -> Iterator[None]:
+    putconn = ConnectionPool.putconn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConnectionPool, "putconn", lambda self, conn: putconn(self, conn))
+        yield
+
+
+class OtherPool(ConnectionPool[Any]):
+    """Of which nobody knows what it does."""
+
+
+POOLS: dict[str, dict[str, Any]] = {
+    "has a check": {"check": ConnectionPool.check_connection},
+    "has a reset": {"reset": lambda connection: None},
+}
+
+
+def test_an_ordinary_pool_has_a_shortcut() -> None:
+    assert shortcut_of(connections[ALIAS]._hooks.pool, ConnectionPool(open=False))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_pool_that_does_more_has_none(kind: str) -> None:
+    pool = ConnectionPool(open=False, **POOLS[kind])
+    assert shortcut_of(connections[ALIAS]._hooks.pool, pool) is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("more", [info_is_logged, putconn_is_replaced])
+def test_a_pool_that_is_watched_has_none(
+    more: Callable[[], AbstractContextManager[None]],
+) -> None:
+    pool = ConnectionPool(open=False)
+    with more():
+        assert shortcut_of(connections[ALIAS]._hooks.pool, pool) is None  # type: ignore[attr-defined]
+
+
+def test_a_pool_of_another_class_has_none() -> None:
+    pool = OtherPool(open=False)
+    assert shortcut_of(connections[ALIAS]._hooks.pool, pool) is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", [*native_shortcut._PARTS, "_pool_full_event"])
+def test_a_pool_that_is_made_of_something_else_has_none(name: str) -> None:
+    """The guard of each private name."""
+    pool: Any = ConnectionPool(open=False)
+    delattr(pool, name)
+    try:
+        assert shortcut_of(connections[ALIAS]._hooks.pool, pool) is None  # type: ignore[attr-defined]
+    finally:
+        pool._closed = True  # for its finaliser
+
+
+# ##### Who waits #####
+
+
+@contextmanager
+def one_waits(alias: str) -> Iterator[list[int]]:
+    """Let another thread wait in line while this one has the only connection."""
+    got: list[int] = []
+
+    def query() -> None:
+        got.append(backend_pid(alias))
+        connections[alias].close()
+
+    thread = threading.Thread(target=query)
+    thread.start()
+    wait_until(lambda: pool_status(alias).census.waiting == 1, "it waits")
+    yield got
+    thread.join()
+
+
+def test_who_waits_gets_it_at_once(way: Way) -> None:
+    with pool_of_one(ALIAS):
+        pid = backend_pid(ALIAS)
+        cursor = connections[ALIAS].cursor()
+        with one_waits(ALIAS) as got:
+            way.long.clear()
+            cursor.close()
+        assert got == [pid]
+        assert way.long == ["getconn"]
+
+
+def test_who_does_not_wait_any_more_is_passed_over() -> None:
+    """R7: also one that took it, whose giver was interrupted before it left the line."""
+    with pool_of_one(ALIAS):
+        pid = backend_pid(ALIAS)
+        wrapper: Any = connections[ALIAS]
+        cursor = wrapper.cursor()
+        with one_waits(ALIAS) as got:
+            line = wrapper.pool._waiting
+            gone = type(line[0])()
+            gone._cond = threading.Lock(), threading.Lock()
+            gone.error = Stop()
+            line.appendleft(gone)
+            cursor.close()
+        assert got == [pid]
+        assert gone.conn is None
+        assert len(line) == 0
+
+
+# ##### Interrupted #####
+
+
+class Interrupted(deque[Any]):
+    """Raises before anything is done; a moment that no signal can be timed for."""
+
+    def pop(self) -> Any:  # type: ignore[override]
+        raise Stop
+
+    def append(self, value: Any) -> None:
+        raise Stop
+
+
+def test_a_connection_that_was_not_taken_yet_stays_idle(wrapper: Any) -> None:
+    """R3, R7."""
+    shortcut, idle = wrapper._shortcut, wrapper._shortcut._idle
+    before = list(idle)
+    shortcut._idle = Interrupted(idle)
+    with pytest.raises(Stop):
+        wrapper.cursor()
+    shortcut._idle = idle
+    assert wrapper.connection is None
+    assert list(idle) == before
+    assert all(each._pool is None for each in idle)
+
+
+def test_a_connection_that_was_not_given_yet_is_still_ones_own(wrapper: Any) -> None:
+    """R3, R7: and whatever comes next gives it back."""
+    shortcut, idle = wrapper._shortcut, wrapper._shortcut._idle
+    cursor = wrapper.cursor()
+    connection = wrapper.connection
+    shortcut._idle = Interrupted(idle)
+    with pytest.raises(Stop):
+        cursor.close()
+    shortcut._idle = idle
+    assert wrapper.connection is connection
+    assert connection._pool is wrapper.pool
+    assert connection not in idle
+    backend_pid(ALIAS)
+    assert wrapper.connection is None
+    assert list(idle).count(connection) == 1

@@ -1,0 +1,108 @@
+"""D1: what somebody has put in the place of a method is called, as on stock.
+
+Tools that trace, count or forbid do so at any time, on a class or on one wrapper. The
+quickest way of a query goes past many methods, if they are as their authors wrote them.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import pytest
+from django.db import ProgrammingError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper
+from django.db.backends.utils import CursorWrapper
+from django.db.transaction import atomic
+from settings import STOCK_OF
+
+OF_CLASSES = [
+    (BaseDatabaseWrapper, "cursor"),
+    (BaseDatabaseWrapper, "make_cursor"),
+    (BaseDatabaseWrapper, "_prepare_cursor"),
+    (BaseDatabaseWrapper, "commit"),
+    (DatabaseWrapper, "create_cursor"),
+    (CursorWrapper, "execute"),
+    (CursorWrapper, "_execute_with_wrappers"),
+    (CursorWrapper, "_execute"),
+]
+
+
+def count_calls(owner: Any, name: str, patch: pytest.MonkeyPatch) -> list[str]:
+    calls: list[str] = []
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        return original(*args, **kwargs)
+
+    patch.setattr(owner, name, counted)
+    return calls
+
+
+def use(alias: str) -> None:
+    """Run a query, a block and an empty one."""
+    for in_block in (False, True):
+        with connections[alias].cursor() as cursor:
+            if not in_block:
+                cursor.execute("SELECT 1")
+                continue
+        with atomic(using=alias), connections[alias].cursor() as cursor:
+            cursor.execute("SELECT %s", [1])
+            assert cursor.fetchall() == [(1,)]
+        with atomic(using=alias):
+            pass
+
+
+@pytest.mark.parametrize("alias", ["native", "dj"])
+@pytest.mark.parametrize(("owner", "name"), OF_CLASSES)
+def test_a_method_that_was_replaced_on_a_class_is_called(
+    alias: str, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for each in (STOCK_OF[alias], alias):
+        use(each)
+        with monkeypatch.context() as patch:
+            calls = count_calls(owner, name, patch)
+            use(each)
+        found.append(calls)
+        connections[each].close()
+    stock, ours = found
+    assert ours == stock != []
+
+
+@pytest.mark.parametrize("alias", ["native", "dj"])
+@pytest.mark.parametrize(
+    "name", ["cursor", "make_cursor", "_prepare_cursor", "create_cursor", "commit"]
+)
+def test_a_method_that_was_replaced_on_a_wrapper_is_called(
+    alias: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for each in (STOCK_OF[alias], alias):
+        use(each)
+        with monkeypatch.context() as patch:
+            calls = count_calls(connections[each], name, patch)
+            use(each)
+        found.append(calls)
+        connections[each].close()
+    stock, ours = found
+    assert ours == stock != []
+
+
+@pytest.mark.parametrize("alias", ["native", "dj"])
+def test_rows_of_a_failing_statement_raise_djangos_errors(alias: str) -> None:
+    """D1: whichever way rows are asked for."""
+    for each in (STOCK_OF[alias], alias):
+        wrapper = connections[each]
+        with wrapper.cursor() as cursor:
+            cursor.execute("CREATE TEMP TABLE nothing_to_fetch ()")
+            for name in ("fetchone", "fetchmany", "fetchall"):
+                with pytest.raises(wrapper.Database.ProgrammingError) as raw:  # type: ignore[attr-defined]
+                    getattr(cursor.cursor, name)()
+                with pytest.raises(ProgrammingError, match=re.escape(str(raw.value))):
+                    getattr(cursor, name)()
+        wrapper.close()
