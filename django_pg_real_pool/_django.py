@@ -65,9 +65,10 @@ def undecorated(method: Any) -> tuple[Any, Any]:
     """Return a method of a wrapper class and what it is without `async_unsafe`.
 
     That asks by way of an exception whether an event loop runs, which costs as much as
-    the pool does.  Twice None if the method is not Django's, or is not decorated.
+    the pool does.  If the method is not Django's, or has no decorator: what is equal to
+    none, and None.
     """
-    return (method, method.__wrapped__) if is_djangos(method) else (None, None)
+    return (method, method.__wrapped__) if is_djangos(method) else (object(), None)
 
 
 if TYPE_CHECKING:

@@ -25,4 +25,4 @@ def _note(phase: str, _: Mapping[str, int]) -> None:
     collecting = get_ident() if phase == "start" else None
 
 
-gc.callbacks.append(_note)
+getattr(gc, "callbacks", []).append(_note)  # of CPython

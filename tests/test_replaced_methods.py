@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import re
+from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from django.db import ProgrammingError, connections
@@ -17,6 +19,14 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.transaction import atomic
 from settings import STOCK_OF
+
+from django_pg_real_pool import make_release_backend
+
+
+class Undecorated(DatabaseWrapper):
+    def create_cursor(self, name: str | None = None) -> Any:
+        return super().create_cursor(name)
+
 
 OF_CLASSES = [
     (BaseDatabaseWrapper, "cursor"),
@@ -91,6 +101,19 @@ def test_a_method_that_was_replaced_on_a_wrapper_is_called(
         connections[each].close()
     stock, ours = found
     assert ours == stock != []
+
+
+def test_a_hook_that_was_replaced_by_no_method_is_called() -> None:
+    """Of a base, too, whose own `create_cursor()` is not decorated as Django's is."""
+    for base in (DatabaseWrapper, Undecorated):
+        made: Any = make_release_backend(base)
+        wrapper = made(connections["native"].settings_dict, "native")
+        create = partial(base.create_cursor, wrapper)
+        wrapper.create_cursor = Mock(side_effect=create)
+        with wrapper.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        wrapper.create_cursor.assert_called_once_with(None)
+        wrapper.close()
 
 
 @pytest.mark.parametrize("alias", ["native", "dj"])

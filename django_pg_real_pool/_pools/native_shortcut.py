@@ -130,7 +130,8 @@ class Shortcut:
                 wrapper._keeper[0] = None
             except BaseException:
                 # Interrupted: is it somebody's now?
-                if connection not in self._idle and getattr(place, "conn", None) is None:
+                has_it = getattr(place, "conn", None) is connection
+                if not has_it and connection not in self._idle:
                     connection._pool, connection._is_lent = pool, True
                     wrapper.connection = connection
                 raise
