@@ -6,19 +6,21 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import OperationalError, connections
 from django.db.transaction import atomic
 from faults import extra_alias
-from helpers import backend_pid, census, pool_of_one, wait_until
+from helpers import backend_pid, census, forget_pool, pool_of_one, wait_until
 from leases import Stop
 from psycopg_pool import ConnectionPool
 
 from django_pg_real_pool import pool_status
-from django_pg_real_pool._pools import native_shortcut
+from django_pg_real_pool._pools import native_line, native_shortcut
+from django_pg_real_pool._pools.native import NativePool, _adapt
+from django_pg_real_pool._pools.native_connection import remembering
 from django_pg_real_pool._pools.native_shortcut import Shortcut, shortcut_of
 from django_pg_real_pool.testing import different_connections
 
@@ -59,6 +61,7 @@ def way(monkeypatch: pytest.MonkeyPatch) -> Way:
 @pytest.fixture
 def wrapper() -> Iterator[Any]:
     """One that has been used, so that it has found the shortcut."""
+    forget_pool(ALIAS)  # which may have been made while its log was read
     backend_pid(ALIAS)
     wrapper: Any = connections[ALIAS]
     assert wrapper._shortcut is not None
@@ -240,42 +243,52 @@ class OtherPool(ConnectionPool[Any]):
 
 
 POOLS: dict[str, dict[str, Any]] = {
-    "has a check": {"check": ConnectionPool.check_connection},
+    "has a check": {"check": lambda connection: None},
     "has a reset": {"reset": lambda connection: None},
 }
 
 
+def adapted(kind: Any = ConnectionPool, **options: Any) -> Any:
+    """Return a pool as it is when Django's has been made."""
+    pool = kind(open=False, connection_class=remembering(None), **options)
+    _adapt(pool)
+    return pool
+
+
+def shortcut_for(pool: Any) -> Shortcut | None:
+    return shortcut_of(NativePool(), pool)
+
+
 def test_an_ordinary_pool_has_a_shortcut() -> None:
-    assert shortcut_of(connections[ALIAS]._hooks.pool, ConnectionPool(open=False))  # type: ignore[attr-defined]
+    assert shortcut_for(adapted()) is not None
 
 
 @pytest.mark.parametrize("kind", POOLS)
 def test_a_pool_that_does_more_has_none(kind: str) -> None:
-    pool = ConnectionPool(open=False, **POOLS[kind])
-    assert shortcut_of(connections[ALIAS]._hooks.pool, pool) is None  # type: ignore[attr-defined]
+    assert shortcut_for(adapted(**POOLS[kind])) is None
 
 
 @pytest.mark.parametrize("more", [info_is_logged, putconn_is_replaced])
 def test_a_pool_that_is_watched_has_none(
     more: Callable[[], AbstractContextManager[None]],
 ) -> None:
-    pool = ConnectionPool(open=False)
+    pool = adapted()
     with more():
-        assert shortcut_of(connections[ALIAS]._hooks.pool, pool) is None  # type: ignore[attr-defined]
+        assert shortcut_for(pool) is None
+    assert shortcut_for(pool) is not None
 
 
 def test_a_pool_of_another_class_has_none() -> None:
-    pool = OtherPool(open=False)
-    assert shortcut_of(connections[ALIAS]._hooks.pool, pool) is None  # type: ignore[attr-defined]
+    assert shortcut_for(adapted(OtherPool)) is None
 
 
 @pytest.mark.parametrize("name", [*native_shortcut._PARTS, "_pool_full_event"])
 def test_a_pool_that_is_made_of_something_else_has_none(name: str) -> None:
     """The guard of each private name."""
-    pool: Any = ConnectionPool(open=False)
+    pool = adapted()
     delattr(pool, name)
     try:
-        assert shortcut_of(connections[ALIAS]._hooks.pool, pool) is None  # type: ignore[attr-defined]
+        assert shortcut_for(pool) is None
     finally:
         pool._closed = True  # for its finaliser
 
@@ -307,7 +320,7 @@ def test_who_waits_gets_it_at_once(way: Way) -> None:
             way.long.clear()
             cursor.close()
         assert got == [pid]
-        assert way.long == ["getconn"]
+        assert way.long == []
 
 
 def test_who_does_not_wait_any_more_is_passed_over() -> None:
@@ -326,6 +339,65 @@ def test_who_does_not_wait_any_more_is_passed_over() -> None:
         assert got == [pid]
         assert gone.conn is None
         assert len(line) == 0
+
+
+def told_by_pool(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
+
+
+def test_a_pool_that_may_refuse_to_wait_is_asked(way: Way) -> None:
+    """D1: `max_waiting`."""
+    pool = {"min_size": 1, "max_size": 1, "max_waiting": 1}
+    with extra_alias("refusing", ALIAS, OPTIONS={"pool": pool}) as name:
+        backend_pid(name)
+        other: Any = connections[name].copy()
+        cursor = other.cursor()
+        with one_waits(name):
+            with pytest.raises(OperationalError) as error:
+                connections[name].cursor()
+            cursor.close()
+        assert "already 1 requests waiting" in told_by_pool(error.value)
+        other.close()
+
+
+def test_a_pool_that_can_grow_is_asked(way: Way) -> None:
+    """D1."""
+    with ExitStack() as stack:
+        pool = {"min_size": 1, "max_size": 9}
+        name = stack.enter_context(extra_alias("growing", ALIAS, OPTIONS={"pool": pool}))
+        backend_pid(name)
+        wrapper: Any = connections[name]
+        wait_until(lambda: not wrapper.pool._growing, "it has as many as it wants")
+        while wrapper.pool._pool:
+            other = wrapper.copy()
+            stack.callback(other.close)
+            other.cursor()
+        before = wrapper.pool.get_stats()["pool_size"]
+        way.long.clear()
+        backend_pid(name)
+        assert way.long[0] == "getconn"
+        assert wrapper.pool.get_stats()["pool_size"] > before
+
+
+def test_who_waits_in_vain_is_told_as_by_the_pool(wrapper: Any) -> None:
+    """F4, D1: and counted."""
+    with extra_alias(
+        "vain", ALIAS, OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 0.1}}
+    ) as name:
+        backend_pid(name)
+        other: Any = connections[name].copy()
+        with other.cursor():
+            before = other.pool.get_stats()
+            with pytest.raises(OperationalError, match="couldn't get a conn") as error:
+                connections[name].cursor()
+            after = other.pool.get_stats()
+        assert told_by_pool(error.value) == "couldn't get a connection after 0.10 sec"
+        for counted in ("requests_num", "requests_queued", "requests_errors"):
+            assert after[counted] == before.get(counted, 0) + 1
+        assert after["requests_wait_ms"] >= before.get("requests_wait_ms", 0) + 90
+        other.close()
 
 
 # ##### Interrupted #####
@@ -369,3 +441,37 @@ def test_a_connection_that_was_not_given_yet_is_still_ones_own(wrapper: Any) -> 
     backend_pid(ALIAS)
     assert wrapper.connection is None
     assert list(idle).count(connection) == 1
+
+
+def test_who_is_interrupted_when_it_was_given_one_gives_it_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """R3, R7."""
+    kind = native_line._place()
+    wait = kind.wait
+
+    def wait_and_stop(self: Any, timeout: float) -> None:
+        wait(self, timeout)
+        raise Stop
+
+    stopped: list[Any] = []
+
+    def query() -> None:
+        try:
+            connections[ALIAS].cursor()
+        except Stop:
+            stopped.append(connections[ALIAS].connection)
+        connections[ALIAS].close()
+
+    with pool_of_one(ALIAS):
+        pid = backend_pid(ALIAS)
+        cursor = connections[ALIAS].cursor()
+        monkeypatch.setattr(kind, "wait", wait_and_stop)
+        thread = threading.Thread(target=query)
+        thread.start()
+        wait_until(lambda: pool_status(ALIAS).census.waiting == 1, "it waits")
+        cursor.close()
+        thread.join()
+        assert stopped == [None]
+        assert backend_pid(ALIAS) == pid
+        assert sum(census(ALIAS)) == 1

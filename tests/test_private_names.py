@@ -55,6 +55,7 @@ OF_POOLS = {
     "_drained_at",
     "_expire_at",
     "_lock",
+    "_nconns",
     "_nconns_min",
     "_pool",
     "_pool_full_event",

@@ -52,7 +52,7 @@ def _watch_native(pool: Any, traffic: Traffic, patch: pytest.MonkeyPatch) -> Non
     """Watch a pool, and the shortcut past its methods."""
     owner = type(pool)
     getconn, putconn = owner.getconn, owner.putconn
-    take, put_back = Shortcut.take, Shortcut.put_back
+    take, wait, put_back = Shortcut.take, Shortcut.wait, Shortcut.put_back
 
     def watched_getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
         connection = getconn(self, *args, **kwargs)
@@ -64,6 +64,12 @@ def _watch_native(pool: Any, traffic: Traffic, patch: pytest.MonkeyPatch) -> Non
         if self is pool:
             traffic.back(connection)
         putconn(self, connection)
+
+    def watched_wait(self: Any) -> Any:
+        connection = wait(self)
+        if self._pool is pool and connection is not None:
+            traffic.out(connection, connection.info.backend_pid)
+        return connection
 
     def watched_take(self: Any, wrapper: Any) -> bool:
         is_ready = take(self, wrapper)
@@ -86,6 +92,7 @@ def _watch_native(pool: Any, traffic: Traffic, patch: pytest.MonkeyPatch) -> Non
     patch.setattr(owner, "getconn", watched_getconn)
     patch.setattr(owner, "putconn", watched_putconn)
     patch.setattr(Shortcut, "take", watched_take)
+    patch.setattr(Shortcut, "wait", watched_wait)
     patch.setattr(Shortcut, "put_back", watched_put_back)
 
 

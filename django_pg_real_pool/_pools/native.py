@@ -81,12 +81,14 @@ class NativePool(Pool):
         is_known = opened is not None
         if not is_known:
             opened = self._open(wrapper)
-        pool = opened.pool
+        pool, _, shortcut = opened
         try:
-            if is_known or getattr(pool.connection_class, "ever_connected", True):
-                connection = pool.getconn()
-            else:
+            if not (is_known or getattr(pool.connection_class, "ever_connected", True)):
                 connection = self._first_getconn(pool)
+            else:
+                connection = shortcut.wait() if shortcut is not None else None
+                if connection is None:
+                    connection = pool.getconn()
             connection._is_lent = True
             wrapper._open_pool = opened
             return connection

@@ -23,15 +23,27 @@ class Line(deque[Any]):
         # In the pool's critical section: nobody else has seen this place yet.
         kind = _place()
         if type(place) is kind.__base__:
-            turn = allocate_lock()
-            turn.acquire()
-            place._cond = turn, allocate_lock()
-            place.__class__ = kind
+            _with_locks(place).__class__ = kind
         super().append(place)
 
     def count_waiting(self) -> int:
         """Return how many wait.  Who has gone stays in the line until its turn comes."""
         return sum(not getattr(place, "has_ended", False) for place in list(self))
+
+
+def new_place() -> Any:
+    """Return a place for the line, made without what psycopg_pool would wait with."""
+    kind = _place()
+    place = kind.__new__(kind)
+    place.conn = place.error = None
+    return _with_locks(place)
+
+
+def _with_locks(place: Any) -> Any:
+    turn = allocate_lock()
+    turn.acquire()
+    place._cond = turn, allocate_lock()
+    return place
 
 
 def is_known() -> bool:
@@ -74,7 +86,9 @@ def _place() -> Any:
                 raise
             if not is_called:
                 # Unless somebody has given something, and was interrupted before the call.
-                self._end(None, PoolTimeout(f"no connection came in {timeout:.2f} sec"))
+                self._end(
+                    None, PoolTimeout(f"couldn't get a connection after {timeout:.2f} sec")
+                )
             if self.error is not None:
                 raise self.error
             return self.conn

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._django import is_as_written
 from .._drivers.psycopg3 import IDLE, KNOWN, OK
-from . import Pool
+from . import Pool, native_line
 
 if TYPE_CHECKING:
     from .._state import LeaseState
@@ -24,10 +24,11 @@ _PARTS: dict[str, Any] = {
     "_closed": bool,
     "_drained_at": float,
     "_lock": (type(Lock()), type(RLock())),
+    "_nconns": int,
     "_nconns_min": int,
     "_pool": deque,
     "_stats": Counter,
-    "_waiting": deque,
+    "_waiting": native_line.Line,
 }
 
 #: Its methods that this stands for.
@@ -92,6 +93,39 @@ class Shortcut:
         except BaseException:
             wrapper._close_lease()  # type: ignore[attr-defined]
             raise
+
+    def wait(self) -> Any:
+        """Return a connection that has become free; None: ask the pool.
+
+        Raises PoolTimeout where none came, as the pool does, within as long.
+        """
+        pool = self._pool
+        with self._lock:
+            if (
+                self._idle
+                or pool._closed
+                or pool._nconns < pool.max_size  # so it grows
+                or pool.max_waiting
+                or "getconn" in self._replaced
+            ):
+                return None
+            place = native_line.new_place()
+            self._waiting.append(place)
+            pool._stats["requests_num"] += 1
+            pool._stats["requests_queued"] += 1
+        began = monotonic()
+        try:
+            connection = place.wait(pool.timeout)
+            connection._pool = pool
+        except BaseException:
+            pool._stats["requests_errors"] += 1
+            if place.conn is not None:  # interrupted, when it had just been given
+                place.conn._pool = pool
+                pool.putconn(place.conn)
+            raise
+        finally:
+            pool._stats["requests_wait_ms"] += int((monotonic() - began) * 1000)
+        return connection
 
     def put_back(self, wrapper: LeaseState) -> bool:
         """Give the connection to who has waited longest, or let it be idle.
