@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.backends.utils import CursorWrapper
 
-from ._django import DJANGOS_LOOP
+from ._django import DJANGOS_GETATTR, DJANGOS_LOOP
 from ._session import changes_session, function_changes_session
 
 if TYPE_CHECKING:
@@ -119,15 +119,19 @@ class _ClosesThroughBase(AutoConnectionReleaseCursor):
 # errors, at each call; a query makes two.
 
 
-def _fetchone(self: Any) -> Any:
+def _fetchone(self: Any, *args: Any, **kwargs: Any) -> Any:
+    if "fetchone" in _of_django:
+        return _of_django["fetchone"](self, *args, **kwargs)
     try:
-        return self.cursor.fetchone()
+        return self.cursor.fetchone(*args, **kwargs)
     except Exception:
         with self.db.wrap_database_errors:
             raise
 
 
 def _fetchmany(self: Any, *args: Any, **kwargs: Any) -> Any:
+    if "fetchmany" in _of_django:
+        return _of_django["fetchmany"](self, *args, **kwargs)
     try:
         return self.cursor.fetchmany(*args, **kwargs)
     except Exception:
@@ -135,13 +139,18 @@ def _fetchmany(self: Any, *args: Any, **kwargs: Any) -> Any:
             raise
 
 
-def _fetchall(self: Any) -> Any:
+def _fetchall(self: Any, *args: Any, **kwargs: Any) -> Any:
+    if "fetchall" in _of_django:
+        return _of_django["fetchall"](self, *args, **kwargs)
     try:
-        return self.cursor.fetchall()
+        return self.cursor.fetchall(*args, **kwargs)
     except Exception:
         with self.db.wrap_database_errors:
             raise
 
+
+#: Where somebody may have put such a method.
+_of_django = vars(CursorWrapper)
 
 _FETCHES = {"fetchone": _fetchone, "fetchmany": _fetchmany, "fetchall": _fetchall}
 
@@ -156,6 +165,7 @@ def releasing_class(cursor_class: type[Any]) -> type[Any]:
     )
     loop = getattr(cursor_class, "_execute_with_wrappers", None)
     is_plain = loop is _CursorWrapper._execute_with_wrappers
+    finds = getattr(cursor_class, "__getattr__", None) is DJANGOS_GETATTR
     own = [name for name in _FETCHES if hasattr(cursor_class, name)]
     return type(
         cursor_class.__name__,
@@ -165,6 +175,6 @@ def releasing_class(cursor_class: type[Any]) -> type[Any]:
             "__qualname__": cursor_class.__qualname__,
             "__doc__": cursor_class.__doc__,
             "_has_own_loop": not is_plain,
-            **({} if own else _FETCHES),
+            **(_FETCHES if finds and not own else {}),
         },
     )

@@ -59,6 +59,8 @@ def as_written(owner: type, name: str) -> Any:
 
 #: Django's loop over execute wrappers.
 DJANGOS_LOOP = as_written(CursorWrapper, "_execute_with_wrappers")
+#: How Django finds what its cursors do not have themselves, and wraps it for its errors.
+DJANGOS_GETATTR = as_written(CursorWrapper, "__getattr__")
 
 
 def undecorated(method: Any) -> tuple[Any, Any]:

@@ -92,6 +92,10 @@ class DjangoFloor(_Base):
             except BaseException:
                 self._settle()
                 raise
+            if self.connection is None:
+                # A signal handler made a query before there was a hold: it ended the lease.
+                cursor.close()
+                return self._cursor(name)
             if name is not None:
                 self._portals[id(cursor.cursor)] = name
             return cursor

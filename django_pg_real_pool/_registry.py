@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 if TYPE_CHECKING:
     from ._checkout import Checkout
 
-_lock = Lock()
+_lock = RLock()
 _wrappers: WeakSet[Checkout] = WeakSet()
 
 
@@ -28,7 +28,7 @@ def wrappers(alias: str | None = None) -> list[Checkout]:
 def renew_lock() -> None:
     """In a forked child: another thread of the parent may have held it."""
     global _lock
-    _lock = Lock()
+    _lock = RLock()
 
 
 #: What wrappers keep alive, each in a list of its own, by that list's identity.

@@ -16,6 +16,7 @@ from faults import extra_alias
 from helpers import backend_pid, census, forget_pool, pool_of_one, wait_until
 from leases import Stop
 from psycopg_pool import ConnectionPool
+from traffic import hide_from_shortcuts
 
 from django_pg_real_pool import pool_status
 from django_pg_real_pool._pools import native_line, native_shortcut
@@ -38,8 +39,6 @@ class Way:
 @pytest.fixture
 def way(monkeypatch: pytest.MonkeyPatch) -> Way:
     way = Way()
-    # What watches here is not to be noticed.
-    monkeypatch.setattr(native_shortcut, "is_as_written", lambda *_: True)
 
     def watch(owner: Any, name: str, note: Callable[[Any], None]) -> None:
         original = getattr(owner, name)
@@ -55,18 +54,27 @@ def way(monkeypatch: pytest.MonkeyPatch) -> Way:
         watch(ConnectionPool, name, lambda _, name=name: way.long.append(name))  # type: ignore[misc]
     for name in ("take", "put_back"):
         watch(Shortcut, name, way.short.append)
+    hide_from_shortcuts(monkeypatch, connections[ALIAS]._hooks.pool)  # type: ignore[attr-defined]
     return way
 
 
 @pytest.fixture
 def wrapper() -> Iterator[Any]:
-    """One that has been used, so that it has found the shortcut."""
+    """One that has found the shortcut, with a pool of two that have been used, too."""
+    before: Any = connections[ALIAS]
     forget_pool(ALIAS)  # which may have been made while its log was read
-    backend_pid(ALIAS)
-    wrapper: Any = connections[ALIAS]
+    # And a wrapper on which nobody has left anything.
+    wrapper = connections[ALIAS] = before.copy()
+    other = wrapper.copy()
+    with wrapper.cursor(), other.cursor():
+        pass
+    other.close()
+    wait_until(lambda: len(wrapper.pool._pool) == 2, "the pool is full")
+    assert wrapper.pool.max_size == 2
     assert wrapper._shortcut is not None
     yield wrapper
     wrapper.close()
+    connections[ALIAS] = before
 
 
 @pytest.mark.parametrize("in_block", [False, True])
@@ -140,7 +148,19 @@ def closed(wrapper: Any) -> None:
     wrapper.connection.close()
 
 
-@pytest.mark.parametrize("happening", [expired, drained, closed])
+@pytest.mark.parametrize(
+    "happening",
+    [
+        expired,
+        pytest.param(
+            drained,
+            marks=pytest.mark.skipif(
+                not hasattr(ConnectionPool, "drain"), reason="psycopg_pool can't drain yet"
+            ),
+        ),
+        closed,
+    ],
+)
 def test_what_can_not_stay_goes_the_long_way(
     wrapper: Any, way: Way, happening: Callable[[Any], None]
 ) -> None:
@@ -187,19 +207,23 @@ def test_who_waits_for_a_full_pool_is_told(wrapper: Any, way: Way) -> None:
     assert way.long == ["putconn"]
 
 
+@pytest.mark.parametrize("owner", ["pool", "class"])
 @pytest.mark.parametrize("name", ["getconn", "putconn"])
 def test_a_pool_whose_method_was_replaced_is_asked(
-    wrapper: Any, monkeypatch: pytest.MonkeyPatch, name: str
+    wrapper: Any, monkeypatch: pytest.MonkeyPatch, name: str, owner: str
 ) -> None:
     """D1: by somebody who watches it, say."""
     calls: list[Any] = []
-    original = getattr(wrapper.pool, name)
+    original = getattr(wrapper.pool if owner == "pool" else ConnectionPool, name)
 
-    def watched(*args: Any) -> Any:
+    def watched(*args: Any, **kwargs: Any) -> Any:
         calls.append(args)
-        return original(*args)
+        return original(*args, **kwargs)
 
-    monkeypatch.setattr(wrapper.pool, name, watched, raising=False)
+    if owner == "pool":
+        monkeypatch.setitem(vars(wrapper.pool), name, watched)
+    else:
+        monkeypatch.setattr(ConnectionPool, name, watched)
     backend_pid(ALIAS)
     assert len(calls) == 1
 
@@ -251,6 +275,7 @@ POOLS: dict[str, dict[str, Any]] = {
 def adapted(kind: Any = ConnectionPool, **options: Any) -> Any:
     """Return a pool as it is when Django's has been made."""
     pool = kind(open=False, connection_class=remembering(None), **options)
+    pool._lock = threading.RLock()  # before psycopg_pool 3.3 it is made by open()
     _adapt(pool)
     return pool
 
@@ -475,3 +500,45 @@ def test_who_is_interrupted_when_it_was_given_one_gives_it_back(
         assert stopped == [None]
         assert backend_pid(ALIAS) == pid
         assert sum(census(ALIAS)) == 1
+
+
+def test_a_signal_handlers_query_while_the_pool_is_locked_ends_the_lease_once(
+    wrapper: Any,
+) -> None:
+    """R7: on the way back, whoever waits for the lock may be made to do anything."""
+    shortcut, lock = wrapper._shortcut, wrapper._shortcut._lock
+
+    class LockWithHandler:
+        def __enter__(self) -> None:
+            shortcut._lock = lock
+            backend_pid(ALIAS)
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    cursor = wrapper.cursor()
+    shortcut._lock = LockWithHandler()
+    cursor.close()
+    assert wrapper.connection is None
+    idle = list(wrapper.pool._pool)
+    assert len(idle) == len(set(idle)) == len(wrapper.pool._pool)
+
+
+def test_a_signal_handlers_query_before_there_is_a_hold(
+    wrapper: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R7: it ends the lease, so another begins."""
+    make_cursor = wrapper.make_cursor
+
+    def handle(raw: Any) -> Any:
+        monkeypatch.undo()
+        backend_pid(ALIAS)
+        return make_cursor(raw)
+
+    monkeypatch.setitem(vars(wrapper), "make_cursor", handle)
+    with wrapper.cursor() as cursor:
+        assert wrapper.connection is not None
+        assert cursor.connection is wrapper.connection
+        assert wrapper.connection not in wrapper.pool._pool
+    assert wrapper.connection is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 from unittest.mock import Mock
@@ -49,7 +50,10 @@ def count_calls(owner: Any, name: str, patch: pytest.MonkeyPatch) -> list[str]:
         calls.append(name)
         return original(*args, **kwargs)
 
-    patch.setattr(owner, name, counted)
+    if isinstance(owner, type):
+        patch.setattr(owner, name, counted)
+    else:  # so that nothing is left on it
+        patch.setitem(vars(owner), name, counted)
     return calls
 
 
@@ -67,6 +71,19 @@ def use(alias: str) -> None:
             pass
 
 
+@pytest.fixture(autouse=True)
+def _new_wrappers() -> Iterator[None]:
+    """On which nobody has left anything; used once, and so on the quickest way."""
+    before = {each: connections[each] for each in (*STOCK_OF, *STOCK_OF.values())}
+    for alias in ("native", "dj", "stock_native", "stock_dj"):
+        connections[alias] = before[alias].copy()
+        use(alias)
+    yield
+    for alias in ("native", "dj", "stock_native", "stock_dj"):
+        connections[alias].close()
+        connections[alias] = before[alias]
+
+
 @pytest.mark.parametrize("alias", ["native", "dj"])
 @pytest.mark.parametrize(("owner", "name"), OF_CLASSES)
 def test_a_method_that_was_replaced_on_a_class_is_called(
@@ -74,12 +91,10 @@ def test_a_method_that_was_replaced_on_a_class_is_called(
 ) -> None:
     found = []
     for each in (STOCK_OF[alias], alias):
-        use(each)
         with monkeypatch.context() as patch:
             calls = count_calls(owner, name, patch)
             use(each)
         found.append(calls)
-        connections[each].close()
     stock, ours = found
     assert ours == stock != []
 
@@ -93,14 +108,51 @@ def test_a_method_that_was_replaced_on_a_wrapper_is_called(
 ) -> None:
     found = []
     for each in (STOCK_OF[alias], alias):
-        use(each)
         with monkeypatch.context() as patch:
             calls = count_calls(connections[each], name, patch)
             use(each)
         found.append(calls)
-        connections[each].close()
     stock, ours = found
     assert ours == stock != []
+
+
+class Answering(CursorWrapper):
+    """Of a base, or a tool: it has something to say to what Django looks for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "fetchall":
+            return lambda: "answered"
+        return super().__getattr__(name)
+
+
+def test_a_cursor_that_finds_its_methods_itself_is_asked() -> None:
+    """D6."""
+
+    class Base(DatabaseWrapper):
+        def make_cursor(self, cursor: Any) -> Any:
+            return Answering(cursor, self)
+
+    wrapper: Any = make_release_backend(Base)(connections["native"].settings_dict, "native")
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        assert cursor.fetchall() == "answered"
+        assert cursor.fetchone() == (1,)
+    wrapper.close()
+
+
+@pytest.mark.parametrize("name", ["fetchone", "fetchmany", "fetchall"])
+def test_a_method_that_djangos_cursors_did_not_have_is_called(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D1: whoever traces rows puts one there."""
+    monkeypatch.setattr(
+        CursorWrapper, name, lambda self, *args: ("traced", args), raising=False
+    )
+    for alias in ("stock_native", "native"):
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT 1")
+            assert getattr(cursor, name)(5) == ("traced", (5,))
+        connections[alias].close()
 
 
 def test_a_hook_that_was_replaced_by_no_method_is_called() -> None:
@@ -122,7 +174,7 @@ def test_rows_of_a_failing_statement_raise_djangos_errors(alias: str) -> None:
     for each in (STOCK_OF[alias], alias):
         wrapper = connections[each]
         with wrapper.cursor() as cursor:
-            cursor.execute("CREATE TEMP TABLE nothing_to_fetch ()")
+            cursor.execute("DO $$ BEGIN END $$")
             for name in ("fetchone", "fetchmany", "fetchall"):
                 with pytest.raises(wrapper.Database.ProgrammingError) as raw:  # type: ignore[attr-defined]
                     getattr(cursor.cursor, name)()

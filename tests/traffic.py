@@ -48,7 +48,17 @@ class Traffic:
         return sum(move.direction == "in" for move in self.moves)
 
 
-def _watch_native(pool: Any, traffic: Traffic, patch: pytest.MonkeyPatch) -> None:
+def hide_from_shortcuts(patch: pytest.MonkeyPatch, adapter: Any) -> None:
+    """Let shortcuts not notice that methods of ConnectionPool are other ones now."""
+    patch.setattr(native_shortcut, "is_as_written", lambda *_: True)
+    for opened in list(adapter._opened.values()):
+        for name in ("getconn", "putconn") if opened.shortcut is not None else ():
+            patch.setattr(opened.shortcut, f"_{name}", getattr(type(opened.pool), name))
+
+
+def _watch_native(
+    adapter: Any, pool: Any, traffic: Traffic, patch: pytest.MonkeyPatch
+) -> None:
     """Watch a pool, and the shortcut past its methods."""
     owner = type(pool)
     getconn, putconn = owner.getconn, owner.putconn
@@ -87,10 +97,9 @@ def _watch_native(pool: Any, traffic: Traffic, patch: pytest.MonkeyPatch) -> Non
             if wrapper.connection is connection:  # it was left to the pool, or interrupted
                 del traffic.moves[seen:]
 
-    # What watches here is not to be noticed.
-    patch.setattr(native_shortcut, "is_as_written", lambda *_: True)
     patch.setattr(owner, "getconn", watched_getconn)
     patch.setattr(owner, "putconn", watched_putconn)
+    hide_from_shortcuts(patch, adapter)
     patch.setattr(Shortcut, "take", watched_take)
     patch.setattr(Shortcut, "wait", watched_wait)
     patch.setattr(Shortcut, "put_back", watched_put_back)
@@ -123,7 +132,7 @@ def watch(alias: str) -> Iterator[Traffic]:
     wrapper: Any = connections[alias]
     with pytest.MonkeyPatch.context() as patch:
         if alias.endswith("native"):
-            _watch_native(wrapper.pool, traffic, patch)
+            _watch_native(wrapper._hooks.pool, wrapper.pool, traffic, patch)
             yield traffic
         elif alias.endswith("own"):
             _watch_own(alias, traffic, patch)

@@ -221,8 +221,9 @@ class NativePool(Pool):
         check a connection at the checkout.
         """
         settings, options = wrapper.settings_dict, {} if options is True else dict(options)
+        ours = None
         if not options.get("close_returns"):
-            options["connection_class"] = remembering(
+            ours = options["connection_class"] = remembering(
                 options.get("connection_class"), settings["NAME"]
             )
         wrapper.settings_dict = {
@@ -233,7 +234,7 @@ class NativePool(Pool):
             pool = wrapper._pool_of_base()  # type: ignore[attr-defined]
         finally:
             wrapper.settings_dict = settings
-        if pool.connection_class is options.get("connection_class"):
+        if pool.connection_class is ours:
             _adapt(pool)
         return pool
 

@@ -96,7 +96,7 @@ def _place() -> Any:
         def set(self, conn: Any) -> bool:
             return self._end(conn, None)
 
-        def fail(self, error: Exception) -> bool:
+        def fail(self, error: BaseException) -> bool:
             return self._end(None, error)
 
         def _end(self, conn: Any, error: BaseException | None) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
+from contextlib import suppress
 from threading import Lock, RLock
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 #: What of a pool is used here, by name, and of which class it is.
 _PARTS: dict[str, Any] = {
     "_closed": bool,
-    "_drained_at": float,
     "_lock": (type(Lock()), type(RLock())),
     "_nconns": int,
     "_nconns_min": int,
@@ -51,20 +51,29 @@ class Shortcut:
         self._lock = pool._lock
         self._idle = pool._pool
         self._waiting = pool._waiting
-        #: Where somebody may have put another getconn() or putconn(), to watch or forbid.
+        #: psycopg_pool can drain a pool from 3.3 on.
+        self._drains = hasattr(pool, "_drained_at")
+        # Somebody may put another getconn() or putconn() on the pool, or on its class, to
+        # watch or forbid.
         self._replaced = vars(pool)
+        self._kind: Any = type(pool)
+        self._getconn, self._putconn = self._kind.getconn, self._kind.putconn
 
     def take(self, wrapper: LeaseState) -> bool:
         """Get the connection that was used last; return whether it can be used as it is.
 
         If not, `wrapper` may have one all the same, which has to be looked at.
         """
-        if wrapper._hooks.pool is not self._adapter or "getconn" in self._replaced:
+        if (
+            wrapper._hooks.pool is not self._adapter
+            or "getconn" in self._replaced
+            or self._kind.getconn is not self._getconn
+        ):
             return False
         pool, idle, connection = self._pool, self._idle, None
         try:
             with self._lock:
-                if not idle:  # a pool that is closed has none
+                if not idle or pool._closed:
                     return False
                 connection = idle[-1]
                 try:
@@ -81,10 +90,14 @@ class Shortcut:
                 if len(idle) < pool._nconns_min:  # noqa: PLR1730 - a call is slower
                     pool._nconns_min = len(idle)
                 pool._stats["requests_num"] += 1
-            known, window = connection.__dict__[KNOWN], wrapper._options.check_after_idle
+            known, window = (
+                connection.__dict__.get(KNOWN),
+                wrapper._options.check_after_idle,
+            )
             now = wrapper._lease.since = monotonic()
             return (
-                known.client_side is not None
+                known is not None
+                and known.client_side is not None
                 and (window is None or now - known.used_at <= window)
                 and connection.pgconn.status == OK
                 and not known.peek()
@@ -107,19 +120,24 @@ class Shortcut:
                 or pool._nconns < pool.max_size  # so it grows
                 or pool.max_waiting
                 or "getconn" in self._replaced
+                or self._kind.getconn is not self._getconn
             ):
                 return None
-            place = native_line.new_place()
-            self._waiting.append(place)
+            began, place = monotonic(), native_line.new_place()
+            try:
+                self._waiting.append(place)
+            except BaseException as interruption:
+                place.fail(interruption)
+                raise
             pool._stats["requests_num"] += 1
             pool._stats["requests_queued"] += 1
-        began = monotonic()
         try:
             connection = place.wait(pool.timeout)
             connection._pool = pool
-        except BaseException:
+        except BaseException as error:
             pool._stats["requests_errors"] += 1
-            if place.conn is not None:  # interrupted, when it had just been given
+            if not place.fail(error) and place.conn is not None:
+                # Interrupted, when it had just been given.
                 place.conn._pool = pool
                 pool.putconn(place.conn)
             raise
@@ -136,18 +154,23 @@ class Shortcut:
         if (
             connection.pgconn.transaction_status != IDLE
             or connection._expire_at <= (now := monotonic())
-            or connection._created_at <= pool._drained_at
+            or (self._drains and connection._created_at <= pool._drained_at)
             or connection._pool is not pool
             or "putconn" in self._replaced
+            or self._kind.putconn is not self._putconn
             or wrapper._is_dirty
             or wrapper._is_given_back
+            or (known := connection.__dict__.get(KNOWN)) is None
         ):
             return False
-        connection.__dict__[KNOWN].used_at = now
+        known.used_at = now
         with self._lock:
             if pool._closed or pool._pool_full_event is not None:
                 return False
-            place = None
+            if wrapper.connection is not connection or wrapper._lease.holds:
+                # While this waited for the lock, a signal handler made a query.
+                return True
+            place: Any = None
             try:
                 wrapper.connection = None
                 connection._pool, connection._is_lent = None, False
@@ -164,8 +187,10 @@ class Shortcut:
                 wrapper._keeper[0] = None
             except BaseException:
                 # Interrupted: is it somebody's now?
-                has_it = getattr(place, "conn", None) is connection
-                if not has_it and connection not in self._idle:
+                if getattr(place, "conn", None) is connection:
+                    with suppress(RuntimeError):  # it was called
+                        place._cond[0].release()
+                elif connection not in self._idle:
                     connection._pool, connection._is_lent = pool, True
                     wrapper.connection = connection
                 raise
