@@ -115,7 +115,7 @@ class Holding(Checkin):
             lost = self._reclaim_cursors()
         driver = self._hooks.driver
         if not (ended and driver.guesses) and driver.in_transaction(
-            connection, self.autocommit
+            self._physical or connection, self.autocommit
         ):
             if TRANSACTION not in holds:
                 lease.happened(Event.TRANSACTION_BEGAN)
