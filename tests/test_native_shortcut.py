@@ -468,6 +468,45 @@ def test_a_connection_that_was_not_given_yet_is_still_ones_own(wrapper: Any) -> 
     assert list(idle).count(connection) == 1
 
 
+class Stuck(native_line.Line):
+    """Raises when it has been joined, and before it is left."""
+
+    def append(self, place: Any) -> None:
+        super().append(place)
+        raise Stop
+
+    def popleft(self) -> Any:
+        raise Stop
+
+
+def test_who_is_interrupted_in_joining_the_line_is_given_nothing(wrapper: Any) -> None:
+    """R3, R7."""
+    shortcut, idle, line = wrapper._shortcut, wrapper._shortcut._idle, Stuck()
+    shortcut._idle, shortcut._waiting = (), line
+    with pytest.raises(Stop):
+        shortcut.wait()
+    shortcut._idle, shortcut._waiting = idle, wrapper.pool._waiting
+    assert [place.set("connection") for place in line] == [False]
+
+
+def test_what_was_given_before_an_interruption_is_kept() -> None:
+    """R3, R7: by who has got it, and by nobody else."""
+    with pool_of_one(ALIAS):
+        pid = backend_pid(ALIAS)
+        wrapper: Any = connections[ALIAS]
+        cursor = wrapper.cursor()
+        shortcut, line = wrapper._shortcut, wrapper.pool._waiting
+        with one_waits(ALIAS) as got:
+            shortcut._waiting = stuck = Stuck()
+            deque.append(stuck, line.popleft())
+            with pytest.raises(Stop):
+                cursor.close()
+            shortcut._waiting = line
+        assert got == [pid]
+        assert wrapper.connection is None
+        assert len(wrapper.pool._pool) == 1
+
+
 def test_who_is_interrupted_when_it_was_given_one_gives_it_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
