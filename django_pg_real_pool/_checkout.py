@@ -14,7 +14,7 @@ from django.db.backends.signals import connection_created
 from django.utils.asyncio import async_unsafe
 
 from . import _reaper
-from ._django import is_djangos, undecorated
+from ._django import is_decorated_by_django, undecorated
 from ._lease import Event
 from ._origins import find_origin
 from ._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
@@ -71,7 +71,7 @@ class Checkout(Setup):
                 or self.closed_in_transaction
                 or "connect" in of_this_one  # replaced, to forbid or watch it
                 or "ensure_connection" in of_this_one
-                or (ensure is not _ENSURE_CONNECTION and not is_djangos(ensure))
+                or (ensure is not _ENSURE_CONNECTION and not is_decorated_by_django(ensure))
             ):
                 self._checkout_through_django()
                 return

@@ -31,7 +31,7 @@ _DECORATED: Any = async_unsafe(lambda: None)
 
 
 @lru_cache(maxsize=32)
-def is_djangos(method: Any) -> bool:
+def is_decorated_by_django(method: Any) -> bool:
     """Return whether a decorated method of a wrapper class is as Django made it.
 
     Whoever replaces it may copy its name and module, but not the code that Django's
@@ -70,7 +70,9 @@ def undecorated(method: Any) -> tuple[Any, Any]:
     the pool does.  If the method is not Django's, or has no decorator: what is equal to
     none, and None.
     """
-    return (method, method.__wrapped__) if is_djangos(method) else (object(), None)
+    return (
+        (method, method.__wrapped__) if is_decorated_by_django(method) else (object(), None)
+    )
 
 
 if TYPE_CHECKING:

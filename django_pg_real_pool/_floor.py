@@ -16,6 +16,7 @@ from django.utils.asyncio import async_unsafe
 
 from ._cursor import AutoConnectionReleaseCursor
 from ._django import as_written, undecorated
+from ._holding import CURSOR
 from ._lease import Event, Hold
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 else:
     _Base = BaseDatabaseWrapper
 
-
-CURSOR = Hold.CURSOR  # before Python 3.12, to look a member up in its enum is slow
 
 #: Raises what Django raises where an event loop runs.  Its decorator asks by way of an
 #: exception, in each of the three calls that a block makes: a third of an empty block.
@@ -105,9 +104,9 @@ class DjangoFloor(_Base):
 
         For the thread, and for an event loop, `_cursor()` and `cursor()` have asked.
         """
-        create, (djangos, undecorated) = self.create_cursor, self._hooks.create_cursor
+        create, (djangos, bare) = self.create_cursor, self._hooks.create_cursor
         if getattr(create, "__func__", None) is djangos and _get_running_loop() is None:
-            raw = undecorated(self, name)
+            raw = bare(self, name)
         else:
             raw = create(name)
         prepare = self._prepare_cursor

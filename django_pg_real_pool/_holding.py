@@ -22,7 +22,7 @@ from ._settings import SessionPolicy, warns_of_unclosed_cursors
 logger = logging.getLogger("django_pg_real_pool")
 
 # What each query needs: before Python 3.12, to look a member up in its enum is slow.
-CURSOR, TRANSACTION = Hold.CURSOR, Hold.TRANSACTION
+CONNECT, CURSOR, TRANSACTION = Hold.CONNECT, Hold.CURSOR, Hold.TRANSACTION
 CURSOR_OPENED, CURSOR_CLOSED = Event.CURSOR_OPENED, Event.CURSOR_CLOSED
 
 

@@ -24,12 +24,11 @@ from ._checkout import Checkout
 from ._cursor import releasing_class
 from ._django import as_written, undecorated
 from ._floor import DjangoFloor
+from ._holding import CONNECT
 from ._lease import Event, Hold
 from ._parts import replace_parts
 
 _fork.watch()
-
-CONNECT = Hold.CONNECT  # before Python 3.12, to look a member up in its enum is slow
 
 # Django's methods, if nobody has put others in their place, to watch or forbid them; and
 # the one without its decorator, which is a seventh of an empty block.

@@ -191,6 +191,14 @@ def test_a_cursor_lost_in_a_cycle_is_not_released_by_the_collector(
     assert {move.thread for move in traffic.moves} == {threading.get_ident()}
 
 
+class InACycle:
+    """Keeps an iterator until garbage is collected."""
+
+    def __init__(self, rows: Any) -> None:
+        self.me = self
+        self.rows = rows
+
+
 @pytest.mark.parametrize("how", ["in another thread", "in this thread"])
 def test_an_iterator_lost_in_a_cycle_is_not_released_by_another_thread(
     warm: str, wrapper: Any, traffic: Traffic, how: str
@@ -198,15 +206,10 @@ def test_an_iterator_lost_in_a_cycle_is_not_released_by_another_thread(
     """R6: a generator that is collected closes its cursor, on the collector's thread."""
     fill(warm, 10)
 
-    class Holder:
-        def __init__(self) -> None:
-            self.me = self
-            self.rows = names_and_pids(warm)
-
     before = traffic.checkouts
     gc.disable()
     try:
-        next(Holder().rows)
+        next(InACycle(names_and_pids(warm)).rows)
         assert is_leased(warm)
         if how == "in this thread":
             gc.collect()
@@ -226,14 +229,9 @@ def test_an_iterator_lost_in_a_cycle_is_given_back_if_nobody_comes(warm: str) ->
     """R6: a thread that is idle from here on must not keep a connection."""
     fill(warm, 10)
 
-    class Holder:
-        def __init__(self) -> None:
-            self.me = self
-            self.rows = names_and_pids(warm)
-
     gc.disable()
     try:
-        next(Holder().rows)
+        next(InACycle(names_and_pids(warm)).rows)
         gc.collect()
         assert is_leased(warm)
     finally:
@@ -248,11 +246,6 @@ def test_a_cursor_collected_inside_the_pool_releases_nothing_there(
     """R6: Python may collect garbage at any allocation, so also under the pool's lock."""
     fill(warm, 10)
 
-    class Holder:
-        def __init__(self) -> None:
-            self.me = self
-            self.rows = names_and_pids(warm)
-
     other = wrapper.copy()
     pool = type(other._hooks.pool)
     checkout = pool.checkout
@@ -265,7 +258,9 @@ def test_a_cursor_collected_inside_the_pool_releases_nothing_there(
 
     gc.disable()
     try:
-        next(Holder().rows)  # a lease of this thread's wrapper, lost in a cycle
+        next(
+            InACycle(names_and_pids(warm)).rows
+        )  # a lease of this thread's wrapper, lost in a cycle
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pool, "checkout", collect_and_check_out)
             with other.cursor() as cursor:

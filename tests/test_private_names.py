@@ -35,7 +35,12 @@ from psycopg_pool import ConnectionPool
 
 import django_pg_real_pool
 from django_pg_real_pool import _django, pin_connection
-from django_pg_real_pool._django import as_written, is_as_written, is_djangos, undecorated
+from django_pg_real_pool._django import (
+    as_written,
+    is_as_written,
+    is_decorated_by_django,
+    undecorated,
+)
 from django_pg_real_pool._drivers.psycopg3 import Psycopg, _client_side
 from django_pg_real_pool._pools import native_line
 from django_pg_real_pool._pools.queue_pool import _forget_end, _is_full
@@ -267,8 +272,8 @@ def test_a_new_wrapper_is_in_the_state_that_we_reset_to(name: str) -> None:
 
 
 def test_djangos_own_ensure_connection_is_recognised() -> None:
-    assert is_djangos(BaseDatabaseWrapper.ensure_connection)
-    assert not is_djangos(test_djangos_own_ensure_connection_is_recognised)
+    assert is_decorated_by_django(BaseDatabaseWrapper.ensure_connection)
+    assert not is_decorated_by_django(test_djangos_own_ensure_connection_is_recognised)
 
 
 @pytest.mark.parametrize("name", ["cursor", "commit", "ensure_connection"])

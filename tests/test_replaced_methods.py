@@ -41,7 +41,8 @@ OF_CLASSES = [
 ]
 
 
-def count_calls(owner: Any, name: str, patch: pytest.MonkeyPatch) -> list[str]:
+def calls_on(alias: str, owner: Any, name: str) -> list[str]:
+    """Return the calls of a method, replaced on a class or on a wrapper, in a use."""
     calls: list[str] = []
     original = getattr(owner, name)
 
@@ -50,10 +51,12 @@ def count_calls(owner: Any, name: str, patch: pytest.MonkeyPatch) -> list[str]:
         calls.append(name)
         return original(*args, **kwargs)
 
-    if isinstance(owner, type):
-        patch.setattr(owner, name, counted)
-    else:  # so that nothing is left on it
-        patch.setitem(vars(owner), name, counted)
+    with pytest.MonkeyPatch.context() as patch:
+        if isinstance(owner, type):
+            patch.setattr(owner, name, counted)
+        else:  # so that nothing is left on it
+            patch.setitem(vars(owner), name, counted)
+        use(alias)
     return calls
 
 
@@ -74,12 +77,13 @@ def use(alias: str) -> None:
 @pytest.fixture(autouse=True)
 def _new_wrappers() -> Iterator[None]:
     """On which nobody has left anything; used once, and so on the quickest way."""
-    before = {each: connections[each] for each in (*STOCK_OF, *STOCK_OF.values())}
-    for alias in ("native", "dj", "stock_native", "stock_dj"):
+    aliases = ("native", "dj", "stock_native", "stock_dj")
+    before = {alias: connections[alias] for alias in aliases}
+    for alias in aliases:
         connections[alias] = before[alias].copy()
         use(alias)
     yield
-    for alias in ("native", "dj", "stock_native", "stock_dj"):
+    for alias in aliases:
         connections[alias].close()
         connections[alias] = before[alias]
 
@@ -87,15 +91,9 @@ def _new_wrappers() -> Iterator[None]:
 @pytest.mark.parametrize("alias", ["native", "dj"])
 @pytest.mark.parametrize(("owner", "name"), OF_CLASSES)
 def test_a_method_that_was_replaced_on_a_class_is_called(
-    alias: str, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+    alias: str, owner: Any, name: str
 ) -> None:
-    found = []
-    for each in (STOCK_OF[alias], alias):
-        with monkeypatch.context() as patch:
-            calls = count_calls(owner, name, patch)
-            use(each)
-        found.append(calls)
-    stock, ours = found
+    stock, ours = (calls_on(each, owner, name) for each in (STOCK_OF[alias], alias))
     assert ours == stock != []
 
 
@@ -103,16 +101,10 @@ def test_a_method_that_was_replaced_on_a_class_is_called(
 @pytest.mark.parametrize(
     "name", ["cursor", "make_cursor", "_prepare_cursor", "create_cursor", "commit"]
 )
-def test_a_method_that_was_replaced_on_a_wrapper_is_called(
-    alias: str, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = []
-    for each in (STOCK_OF[alias], alias):
-        with monkeypatch.context() as patch:
-            calls = count_calls(connections[each], name, patch)
-            use(each)
-        found.append(calls)
-    stock, ours = found
+def test_a_method_that_was_replaced_on_a_wrapper_is_called(alias: str, name: str) -> None:
+    stock, ours = (
+        calls_on(each, connections[each], name) for each in (STOCK_OF[alias], alias)
+    )
     assert ours == stock != []
 
 

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .._django import is_as_written
-from .._drivers.psycopg3 import IDLE, KNOWN, OK
+from .._drivers.psycopg3 import IDLE, KNOWN
 from . import Pool, native_line
 
 if TYPE_CHECKING:
@@ -90,19 +90,9 @@ class Shortcut:
                 if len(idle) < pool._nconns_min:  # noqa: PLR1730 - a call is slower
                     pool._nconns_min = len(idle)
                 pool._stats["requests_num"] += 1
-            known, window = (
-                connection.__dict__.get(KNOWN),
-                wrapper._options.check_after_idle,
-            )
+            driver, window = wrapper._hooks.driver, wrapper._options.check_after_idle
             now = wrapper._lease.since = monotonic()
-            return (
-                known is not None
-                and known.client_side is not None
-                and (window is None or now - known.used_at <= window)
-                and connection.pgconn.status == OK
-                and not known.peek()
-                and connection.autocommit is wrapper.autocommit
-            )
+            return driver.mode_if_ready(connection, window, now) is wrapper.autocommit
         except BaseException:
             wrapper._close_lease()  # type: ignore[attr-defined]
             raise
