@@ -10,6 +10,7 @@ from functools import lru_cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.utils.asyncio import async_unsafe
@@ -46,6 +47,7 @@ def is_decorated_by_django(method: Any) -> bool:
 def is_as_written(owner: type, name: str) -> bool:
     """Return whether a method is that of the class's own source, and not a replacement."""
     function, module = vars(owner).get(name), sys.modules[owner.__module__]
+    function = getattr(function, "fget", function)  # of a property
     return (
         isinstance(function, FunctionType)
         and function.__code__.co_filename == module.__file__
@@ -57,6 +59,11 @@ def as_written(owner: type, name: str) -> Any:
     return vars(owner)[name] if is_as_written(owner, name) else object()
 
 
+#: The settings that have been read since they were last changed, by which Django itself
+#: answers for them next.  To ask there takes a tenth of what it takes to ask Django.
+SETTINGS_READ: dict[str, Any] = vars(settings)
+#: How a wrapper finds that its queries are logged.
+DJANGOS_QUERIES_LOGGED = as_written(BaseDatabaseWrapper, "queries_logged")
 #: Django's loop over execute wrappers.
 DJANGOS_LOOP = as_written(CursorWrapper, "_execute_with_wrappers")
 #: How Django finds what its cursors do not have themselves, and wraps it for its errors.

@@ -110,7 +110,7 @@ class DjangoFloor(_Base):
         else:
             raw = create(name)
         prepare = self._prepare_cursor
-        if self.queries_logged or getattr(prepare, "__func__", None) is not _PREPARE:
+        if self._logs_queries() or getattr(prepare, "__func__", None) is not _PREPARE:
             return prepare(raw)
         return self.make_cursor(raw)
 
@@ -165,7 +165,7 @@ class DjangoFloor(_Base):
         if self._unsent_savepoints:
             # savepoint() by hand, outside a block: of a transaction that never began.
             self._unsent_savepoints.clear()
-        if not autocommit and self.queries_logged:
+        if not autocommit and self._logs_queries():
             self._log_unsent("BEGIN")
         self.autocommit = autocommit
         if autocommit and self.run_commit_hooks_on_set_autocommit_on:
@@ -193,14 +193,14 @@ class DjangoFloor(_Base):
 
     def _commit(self) -> None:
         if self.connection is None and self._releasing:
-            if self.queries_logged:
+            if self._logs_queries():
                 self._log_unsent("COMMIT")
         else:
             super()._commit()
 
     def _rollback(self) -> None:
         if self.connection is None and self._releasing:
-            if self.queries_logged:
+            if self._logs_queries():
                 self._log_unsent("ROLLBACK")
         else:
             super()._rollback()

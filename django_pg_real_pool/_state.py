@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.db.backends.utils import debug_transaction
 
 from . import _registry
+from ._django import DJANGOS_QUERIES_LOGGED, SETTINGS_READ
 from ._hooks import Hooks
 from ._lease import Finder, Hold, Lease
 from ._settings import ReleaseOptions
@@ -132,9 +133,19 @@ class LeaseState(_Base):
             holds.append(Hold.TRANSACTION.value)  # noted when its cursor is closed
         return holds
 
+    def _logs_queries(self) -> bool:
+        """Return `queries_logged`, sooner where it is False: a block asks twice."""
+        if (
+            SETTINGS_READ.get("DEBUG") is False
+            and not self.force_debug_cursor
+            and type(self).queries_logged is DJANGOS_QUERIES_LOGGED
+        ):
+            return False
+        return self.queries_logged
+
     def _log_unsent(self, sql: str) -> None:
         """Log what stock logs, though there is nothing to be sent, or not yet."""
-        if self.queries_logged:
+        if self._logs_queries():
             with debug_transaction(self, sql):
                 pass
 

@@ -25,17 +25,21 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy
+from django.conf import settings
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.transaction import atomic
+from django.test import override_settings
 from helpers import backend_pid, wait_until
 from psycopg_pool import ConnectionPool
 
 import django_pg_real_pool
 from django_pg_real_pool import _django, pin_connection
 from django_pg_real_pool._django import (
+    DJANGOS_QUERIES_LOGGED,
+    SETTINGS_READ,
     as_written,
     is_as_written,
     is_decorated_by_django,
@@ -114,6 +118,17 @@ def test_python_tells_whether_an_event_loop_runs() -> None:
 
 
 # ##### Django #####
+
+
+def test_settings_that_were_read_are_where_we_look_for_them() -> None:
+    """And no longer, once they are changed."""
+    for debug in (True, False):
+        with override_settings(DEBUG=debug):
+            assert SETTINGS_READ.get("DEBUG", debug) is debug
+            assert settings.DEBUG is debug
+            assert SETTINGS_READ["DEBUG"] is debug
+        assert SETTINGS_READ.get("DEBUG", settings.DEBUG) is settings.DEBUG
+    assert BaseDatabaseWrapper.queries_logged is DJANGOS_QUERIES_LOGGED
 
 
 @pytest.fixture

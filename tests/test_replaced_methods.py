@@ -14,11 +14,13 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from django.conf import settings
 from django.db import ProgrammingError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.transaction import atomic
+from django.test.utils import CaptureQueriesContext
 from settings import STOCK_OF
 
 from django_pg_real_pool import make_release_backend
@@ -106,6 +108,36 @@ def test_a_method_that_was_replaced_on_a_wrapper_is_called(alias: str, name: str
         calls_on(each, connections[each], name) for each in (STOCK_OF[alias], alias)
     )
     assert ours == stock != []
+
+
+@pytest.mark.parametrize("alias", ["native", "dj"])
+@pytest.mark.parametrize("switch", ["setting", "wrapper", "class", "subclass"])
+def test_queries_are_logged_from_when_it_is_switched_on(
+    alias: str, switch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = []
+    for each in (STOCK_OF[alias], alias):
+        wrapper = connections[each]
+        with CaptureQueriesContext(wrapper):
+            use(each)
+        wrapper.queries_log.clear()
+        use(each)
+        assert not wrapper.queries
+        with monkeypatch.context() as patch:
+            if switch == "setting":
+                patch.setattr(settings, "DEBUG", True)
+            elif switch == "wrapper":
+                patch.setattr(wrapper, "force_debug_cursor", True)
+            else:
+                owner = type(wrapper) if switch == "subclass" else BaseDatabaseWrapper
+                patch.setattr(owner, "queries_logged", property(lambda self: True))
+            use(each)
+        logs.append([query["sql"] for query in wrapper.queries])
+        use(each)
+        assert len(wrapper.queries) == len(logs[-1])
+        wrapper.queries_log.clear()
+    stock, ours = logs
+    assert ours == stock == ["SELECT 1", "BEGIN", "SELECT 1", "COMMIT", "BEGIN", "COMMIT"]
 
 
 class Answering(CursorWrapper):

@@ -176,7 +176,8 @@ def _forget_end(proxy: Any) -> None:
 
 def _is_full(pool: Any) -> bool:
     most_over = getattr(pool, "_max_overflow", -1)
-    return bool(most_over >= 0 and pool.checkedout() >= pool.size() + most_over)
+    # It has all that it may have, and none is idle.
+    return bool(0 <= most_over <= pool.overflow() and not pool.checkedin())
 
 
 def _call_first(line: deque[Any]) -> None:
