@@ -18,7 +18,7 @@ import threading
 from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from django.db.backends.utils import CursorWrapper
 from django.db.transaction import atomic
 from django.test import override_settings
 from helpers import backend_pid, wait_until
-from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 import django_pg_real_pool
@@ -54,7 +53,7 @@ from django_pg_real_pool._state import TRANSACTION_STATE
 ROOT = Path(django_pg_real_pool.__file__).parent
 
 #: Of psycopg, psycopg_pool, SQLAlchemy and Python; those of Django are in `_django`.
-OF_PSYCOPG = {"_notice_handlers", "_notify_handlers", "_pipeline", "_prepared", "_tpc"}
+OF_PSYCOPG = {"_notice_handlers", "_notify_handlers", "_prepared"}
 OF_ADAPTERS = {"_dumpers", "_dumpers_by_oid", "_loaders"}
 OF_POOLS = {
     "_check",
@@ -74,9 +73,7 @@ OF_POOLS = {
     "_waiting",
     "schedule_task",
 }
-OF_SQLALCHEMY = {
-    *("_close_special", "_connection_record", "_finalizer", "_max_overflow", "_pool"),
-}
+OF_SQLALCHEMY = {"_connection_record", "_finalizer", "_max_overflow", "_pool"}
 OF_GEODJANGO = {"_type_infos"}  # tried with PostGIS, in tests/neighbours
 OF_PYTHON = {"_current_frames", "_getframe"}
 OF_DJANGO = {
@@ -485,43 +482,6 @@ def test_a_pool_has_a_line_of_places(pool: Any) -> None:
         pool.putconn(each)
 
 
-@contextmanager
-def _prepared(physical: Any) -> Iterator[None]:
-    """As after tpc_prepare(), which a server that is not told to does not allow."""
-    physical._tpc = physical.xid(1, "gtrid", "bqual"), True
-    yield
-    physical._tpc = None
-
-
-def test_psycopg_says_when_there_is_nothing_to_roll_back() -> None:
-    with psycopg.connect() as physical:
-        vars(physical)["_exec_command"] = None  # so that it can't send anything
-        driver = Psycopg()
-        assert not driver.needs_rollback(physical)
-        physical.rollback()
-        with _prepared(physical):
-            assert driver.needs_rollback(physical)
-            with pytest.raises(psycopg.ProgrammingError, match="two-phase"):
-                physical.rollback()
-        with physical.pipeline():
-            assert driver.needs_rollback(physical)
-        del vars(physical)["_exec_command"]
-        physical.execute("SELECT 1")
-        assert driver.needs_rollback(physical)
-        physical.rollback()
-        assert not driver.needs_rollback(physical)
-
-
-@pytest.mark.parametrize("name", ["_tpc", "_pipeline"])
-def test_psycopg_rolls_back_where_it_does_not_say(name: str) -> None:
-    """The guard."""
-    with psycopg.connect() as physical:
-        stand_in = vars(physical)
-        kept = stand_in.pop(name)
-        assert Psycopg().needs_rollback(physical)
-        stand_in[name] = kept
-
-
 # ##### SQLAlchemy and dj_db_conn_pool #####
 
 
@@ -566,40 +526,6 @@ def test_a_queue_pool_gives_out_the_last_if_told_to(queue_pool: Any) -> None:
     last.close()
     with closing(queue_pool.connect()) as again:
         assert again.driver_connection is expected
-
-
-def test_a_proxy_of_sqlalchemy_can_be_closed_without_a_rollback(queue_pool: Any) -> None:
-    proxy = queue_pool.connect()
-    assert hasattr(proxy, "_close_special") is (sqlalchemy.__version__ >= "2")
-    if not hasattr(proxy, "_close_special"):
-        return  # so it is only closed: see the next test
-    physical = proxy.driver_connection
-    physical.execute("SELECT 1")
-    proxy._close_special(transaction_reset=True)
-    assert queue_pool.checkedin() == 1
-    assert physical.info.transaction_status == TransactionStatus.INTRANS
-    physical.rollback()
-
-
-def test_a_proxy_that_can_only_be_closed_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guard; such are those of SQLAlchemy 1.4."""
-    from sqlalchemy.pool.base import _ConnectionFairy
-
-    rollbacks = []
-    original = psycopg.Connection.rollback
-
-    def rollback(self: Any) -> None:
-        rollbacks.append(self)
-        original(self)
-
-    backend_pid("dj")
-    monkeypatch.setattr(psycopg.Connection, "rollback", rollback)
-    if hasattr(_ConnectionFairy, "_close_special"):
-        backend_pid("dj")
-        assert not rollbacks
-        monkeypatch.delattr(_ConnectionFairy, "_close_special")
-    backend_pid("dj")
-    assert len(rollbacks) == 1
 
 
 def test_a_proxy_of_sqlalchemy_can_be_kept_from_its_end(queue_pool: Any) -> None:

@@ -101,10 +101,6 @@ class Driver:
         """Return whether giving the connection away now would lose a transaction."""
         return not autocommit
 
-    def needs_rollback(self, physical: Any) -> bool:
-        """Return whether the driver's `rollback()` would do anything, or refuse."""
-        return True
-
     def reset(self, physical: Any) -> bool:
         """Make the session as it was when it was new; return False if it can't be."""
         return False

@@ -133,14 +133,6 @@ class Psycopg(Driver):
             return not autocommit
         return bool(status in (INTRANS, INERROR))
 
-    def needs_rollback(self, physical: Any) -> bool:
-        # To find that out itself takes psycopg twenty times as long as this.
-        return not (
-            physical.pgconn.transaction_status == IDLE
-            and getattr(physical, "_tpc", self) is None
-            and getattr(physical, "_pipeline", self) is None
-        )
-
     def reset(self, physical: Any) -> bool:
         if physical.closed or physical.pgconn.transaction_status == ACTIVE:
             return False

@@ -91,14 +91,8 @@ class QueuePool(Pool):
     def checkin(self, wrapper: LeaseState) -> None:
         if self._is_overridden:
             super().checkin(wrapper)
-            return
-        connection, physical = wrapper.connection, wrapper._physical
-        if physical is not None and not wrapper._hooks.driver.needs_rollback(physical):
-            close_reset = getattr(connection, "_close_special", None)  # SQLAlchemy 2.0
-            if close_reset is not None:
-                close_reset(transaction_reset=True)
-                return
-        connection.close()
+        else:
+            wrapper.connection.close()
 
     def _wait_in(self, line: deque[Any], place: Any, pool: Any) -> None:
         from sqlalchemy.exc import TimeoutError
