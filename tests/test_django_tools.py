@@ -24,7 +24,7 @@ from django.core.management import call_command
 from django.db import DatabaseError, OperationalError, connections, models, transaction
 from django.db.models.signals import post_migrate
 from django.test import TestCase, override_settings
-from helpers import census, forget_pool, run_in_thread
+from helpers import census, forget_pool, run_in_thread, wait_until
 from items import Item
 from settings import STOCK_OF
 from side_by_side import assert_same, describe, observe, rolled_back, same_for_all
@@ -432,6 +432,16 @@ def forget_pools(alias: str) -> None:
             pool.dispose()
 
 
+def let_grow(db: Any) -> None:
+    """Let the pool have what it is making: see the docs on psycopg_pool 3.2.0."""
+    pool: Any = getattr(db, "pool", None)
+    if hasattr(pool, "get_stats"):
+        wait_until(
+            lambda: pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"],
+            "the pool has grown",
+        )
+
+
 def databases() -> list[str]:
     with psycopg.connect(autocommit=True) as observer:
         return [
@@ -448,11 +458,14 @@ def test_test_databases_are_made_cloned_and_dropped(alias: str, app: str) -> Non
 
     def clone(db: Any) -> str:
         """Clone the test database as a parallel worker has it; return what it is."""
+        db.close()
+        let_grow(db)
         db.creation.clone_test_db("1", verbosity=0)
         settings = db.creation.get_test_db_clone_settings("1")
         worker = type(db)(settings, f"worker_{db.alias}")
         name = current_database(worker)
         worker.close()
+        let_grow(worker)
         worker.close_pool()
         assert name in databases()
         db.creation.destroy_test_db(suffix="1", verbosity=0)
