@@ -135,6 +135,7 @@ WHEEL = [
     "django_pg_real_pool/_pools/native_retries.py",
     "django_pg_real_pool/_pools/native_shortcut.py",
     "django_pg_real_pool/_pools/queue_pool.py",
+    "django_pg_real_pool/_pools/queue_shortcut.py",
     "django_pg_real_pool/_reaper.py",
     "django_pg_real_pool/_registry.py",
     "django_pg_real_pool/_schema.py",

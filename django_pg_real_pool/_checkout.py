@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import cache
 from time import monotonic
 from typing import Any
@@ -183,12 +183,13 @@ class Checkout(Setup):
                 # Whatever they made of it is how it is to be after a cleaning.
                 hooks.driver.mark_set_up(physical)
 
-    def _get_from_pool(self) -> None:
+    def _get_from_pool(self, checkout: Callable[[Any], Any] | None = None) -> None:
         started = monotonic()
         self._is_given_back = self._ending_lease = False
         self._physical = None
         try:
-            self.connection = self._keeper[0] = self._hooks.pool.checkout(self)
+            checkout = checkout or self._hooks.pool.checkout
+            self.connection = self._keeper[0] = checkout(self)
         except self._hooks.pool.exhausted() as error:
             message = explain_exhaustion(self, monotonic() - started)
             of_pool: Any = type(error)

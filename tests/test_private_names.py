@@ -47,7 +47,8 @@ from django_pg_real_pool._django import (
 )
 from django_pg_real_pool._drivers.psycopg3 import Psycopg, _client_side
 from django_pg_real_pool._pools import native_line
-from django_pg_real_pool._pools.queue_pool import _forget_end, _is_full
+from django_pg_real_pool._pools.queue_pool import _forget_end
+from django_pg_real_pool._pools.queue_shortcut import is_full
 from django_pg_real_pool._state import TRANSACTION_STATE
 
 ROOT = Path(django_pg_real_pool.__file__).parent
@@ -501,9 +502,9 @@ def queue_pool() -> Iterator[Any]:
 def test_a_queue_pool_knows_how_far_it_may_grow(queue_pool: Any) -> None:
     assert queue_pool._max_overflow == 1
     with closing(queue_pool.connect()):
-        assert not _is_full(queue_pool)
+        assert not is_full(queue_pool)
         with closing(queue_pool.connect()):
-            assert _is_full(queue_pool)
+            assert is_full(queue_pool)
 
 
 def test_a_pool_that_does_not_tell_how_far_it_may_grow_is_never_full() -> None:
@@ -513,7 +514,7 @@ def test_a_pool_that_does_not_tell_how_far_it_may_grow_is_never_full() -> None:
     pool = NullPool(CREATOR)
     assert not hasattr(pool, "_max_overflow")
     with closing(pool.connect()):
-        assert not _is_full(pool)
+        assert not is_full(pool)
 
 
 def test_a_queue_pool_gives_out_the_last_if_told_to(queue_pool: Any) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _registry
 from . import Census, Pool
+from .queue_shortcut import QueueShortcut, connect, is_full
 
 if TYPE_CHECKING:
     from .._state import LeaseState
@@ -64,7 +65,7 @@ class QueuePool(Pool):
         if pool is None:
             return self._make_and_checkout(wrapper)
         line = self._lines[wrapper.alias]
-        if not line and not _is_full(pool):
+        if not line and not is_full(pool):
             return self._connect(wrapper, pool)
         place = Lock()
         place.acquire()
@@ -80,13 +81,15 @@ class QueuePool(Pool):
     def _connect(self, wrapper: LeaseState, pool: Any) -> Any:
         if self._is_overridden or not wrapper._announced:
             return super().checkout(wrapper)
-        # What get_new_connection() does once there is a pool, without making the
-        # parameters of a new connection first, which the pool has no use for.
-        connection = pool.connect()
-        if wrapper.vendor == "postgresql":
-            wrapper._physical = connection.driver_connection
-            connection.info = wrapper._physical.info
-        return connection
+        return connect(wrapper, pool)
+
+    def shortcut(self, wrapper: LeaseState) -> Any:
+        # With another driver it can't be seen whether there is more to do.
+        if self._is_overridden or wrapper._hooks.driver.guesses:
+            return None
+        pools = _container()
+        pool, line = dict.get(pools, wrapper.alias), self._lines[wrapper.alias]
+        return QueueShortcut(self, pools, pool, line)
 
     def checkin(self, wrapper: LeaseState) -> None:
         if self._is_overridden:
@@ -172,12 +175,6 @@ def _forget_end(proxy: Any) -> None:
         finalizer.detach()
     elif record is not None:  # before SQLAlchemy 2.1
         record.fairy_ref = None
-
-
-def _is_full(pool: Any) -> bool:
-    most_over = getattr(pool, "_max_overflow", -1)
-    # It has all that it may have, and none is idle.
-    return bool(0 <= most_over <= pool.overflow() and not pool.checkedin())
 
 
 def _call_first(line: deque[Any]) -> None:
