@@ -68,10 +68,9 @@ class Checkin(LeaseState):
             self._forget_connection()
 
     def _forget_connection(self) -> None:
-        self.connection = self._physical = None
+        self._keeper[0] = self.connection = self._physical = None
         self._is_given_back = False
         self._ending_lease = self._is_dirty = self._is_beyond_reset = False
-        self._keeper[0] = None
 
     def _discard(self) -> None:
         try:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from django.db import Error, OperationalError, connections
 from django.db.transaction import atomic
-from helpers import backend_pid, census, forget_pool, pool_of_one
+from helpers import backend_pid, census, forget_pool, installed, pool_of_one
 from leases import Stop
 from sqlalchemy import event
 
-from django_pg_real_pool import pin_connection
+from django_pg_real_pool import make_release_backend, pin_connection
 from django_pg_real_pool._drivers.psycopg3 import KNOWN
 from django_pg_real_pool._pools import queue_shortcut
 from django_pg_real_pool._pools.queue_pool import QueuePool
@@ -206,6 +206,32 @@ def test_a_query_that_is_made_while_it_goes_back_has_another(wrapper: Any) -> No
     assert census(ALIAS).in_use == 0
 
 
+@pytest.mark.parametrize("stays_open", [False, True])
+def test_a_query_of_a_signal_handler_just_before_is_let_be(
+    wrapper: Any, monkeypatch: pytest.MonkeyPatch, stays_open: bool
+) -> None:
+    """R7: it gives the connection back itself, or has it still."""
+    cursors = []
+
+    def handle() -> float:
+        monkeypatch.undo()
+        cursors.append(wrapper.cursor())
+        cursors[0].execute("SELECT pg_backend_pid()")
+        if not stays_open:
+            cursors[0].close()
+        return time.monotonic()
+
+    with wrapper.cursor():
+        monkeypatch.setattr(queue_shortcut, "monotonic", handle)
+    assert (wrapper.connection is not None) is stays_open
+    assert census(ALIAS).in_use == stays_open
+    if stays_open:
+        assert cursors[0].fetchone()
+        cursors[0].close()
+    assert wrapper.connection is None
+    assert census(ALIAS).in_use == 0
+
+
 def test_an_interruption_ends_the_lease_that_has_no_hold_yet(
     wrapper: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +314,31 @@ def test_what_a_listener_raises_is_as_on_the_long_way(
     forget_pool(ALIAS)
     assert short == long
     assert bool(long[1]) is (raised is Error)
+
+
+def test_the_next_pool_has_the_short_way_too(wrapper: Any, long_way: list[str]) -> None:
+    """Though close_pool() was called by another thread, within this one's session."""
+    from dj_db_conn_pool.core import pool_container
+
+    pool_container.pop(ALIAS).dispose()
+    backend_pid(ALIAS)
+    assert long_way == ["checkout", "checkin"]
+    backend_pid(ALIAS)
+    assert long_way == ["checkout", "checkin"]
+
+
+def test_a_database_that_only_speaks_postgresql_has_it(long_way: list[str]) -> None:
+    """D6: the package knows by the vendor what psycopg's connections have."""
+
+    class Other(type(connections["stock_dj"])):  # type: ignore[misc]
+        vendor = "other"
+
+    with installed(ALIAS, make_release_backend(Other)):
+        pid = backend_pid(ALIAS)
+        long_way.clear()
+        assert backend_pid(ALIAS) == pid
+        assert "checkout" not in long_way
+    assert census(ALIAS).in_use == 0
 
 
 # ##### Where there is none #####

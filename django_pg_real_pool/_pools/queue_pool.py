@@ -81,15 +81,13 @@ class QueuePool(Pool):
     def _connect(self, wrapper: LeaseState, pool: Any) -> Any:
         if self._is_overridden or not wrapper._announced:
             return super().checkout(wrapper)
-        return connect(wrapper, pool)
+        return connect(pool, wrapper)
 
     def shortcut(self, wrapper: LeaseState) -> Any:
         # With another driver it can't be seen whether there is more to do.
         if self._is_overridden or wrapper._hooks.driver.guesses:
             return None
-        pools = _container()
-        pool, line = dict.get(pools, wrapper.alias), self._lines[wrapper.alias]
-        return QueueShortcut(self, pools, pool, line)
+        return QueueShortcut(self, _container(), self._lines[wrapper.alias])
 
     def checkin(self, wrapper: LeaseState) -> None:
         if self._is_overridden:

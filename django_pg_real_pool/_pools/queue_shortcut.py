@@ -7,6 +7,7 @@ everything.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,9 @@ if TYPE_CHECKING:
 class QueueShortcut:
     """The way for the wrappers of one alias while nobody waits for its pool."""
 
-    def __init__(self, adapter: Pool, pools: Any, pool: Any, line: deque[Any]) -> None:
+    def __init__(self, adapter: Pool, pools: Any, line: deque[Any]) -> None:
         self._adapter = adapter
         self._pools = pools
-        self._pool = pool
         self._line = line
 
     def take(self, wrapper: LeaseState) -> bool:
@@ -31,30 +31,22 @@ class QueueShortcut:
 
         If not, `wrapper` may have one all the same, which has to be looked at.
         """
-        hooks, pool = wrapper._hooks, self._pool
-        if (
-            self._line
-            or hooks.pool is not self._adapter
-            or dict.get(self._pools, wrapper.alias) is not pool
-            or is_full(pool)
-        ):
+        hooks, pool = wrapper._hooks, dict.get(self._pools, wrapper.alias)
+        if pool is None or self._line or hooks.pool is not self._adapter or is_full(pool):
             return False
         try:
-            wrapper._get_from_pool(self._connect)  # type: ignore[attr-defined]
+            wrapper._get_from_pool(partial(connect, pool))  # type: ignore[attr-defined]
+            physical = wrapper._physical or hooks.pool.physical(wrapper.connection)
             now = wrapper._lease.since = monotonic()
             window = wrapper._options.check_after_idle
-            mode = hooks.driver.mode_if_ready(wrapper._physical, window, now)
-            return mode is wrapper.autocommit
+            return hooks.driver.mode_if_ready(physical, window, now) is wrapper.autocommit
         except BaseException:
             wrapper._close_lease()  # type: ignore[attr-defined]
             raise
 
-    def _connect(self, wrapper: LeaseState) -> Any:
-        return connect(wrapper, self._pool)
-
     def put_back(self, wrapper: LeaseState) -> bool:
         """Give the connection back; False: nothing has been done, there is more to do."""
-        physical = wrapper._physical
+        connection, physical = wrapper.connection, wrapper._physical
         if (
             physical is None
             or physical.pgconn.transaction_status != IDLE
@@ -64,8 +56,9 @@ class QueueShortcut:
         ):
             return False
         known.used_at = monotonic()
-        # First, so that whoever queries meanwhile, a signal handler say, gets another.
-        connection = wrapper.connection
+        if wrapper.connection is not connection or wrapper._lease.holds:
+            return True  # a signal handler made a query just now
+        # First, so that whoever queries while it goes back gets another.
         wrapper._forget_connection()  # type: ignore[attr-defined]
         try:
             connection.close()
@@ -74,7 +67,7 @@ class QueueShortcut:
         return True
 
 
-def connect(wrapper: LeaseState, pool: Any) -> Any:
+def connect(pool: Any, wrapper: LeaseState) -> Any:
     """Do what get_new_connection() does once there is a pool.
 
     The parameters of a new connection are not made first, which the pool has no use for.
