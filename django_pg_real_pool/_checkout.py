@@ -77,7 +77,7 @@ class Checkout(Setup):
                 return
             shortcut = self._shortcut
             try:
-                if shortcut is None or self._unsent_savepoints or not shortcut.take(self):
+                if shortcut is None or not shortcut.take(self):
                     self._open_lease()
             except Exception:
                 with self.wrap_database_errors:
@@ -122,12 +122,7 @@ class Checkout(Setup):
                 if mode is None:
                     self._open_lease_at_length()
                 elif mode is not self.autocommit or self._unsent_savepoints:
-                    self._setting_up += 1
-                    try:
-                        self._apply_autocommit()
-                        self._send_savepoints()
-                    finally:
-                        self._setting_up -= 1
+                    self._enter_blocks()
             if self._options.warn_held_after is not None:
                 self._lease.seen = set()
         except BaseException:

@@ -31,6 +31,15 @@ class Setup(Holding):
         if self._hooks.driver.autocommit(self.connection) is not self.autocommit:
             self._set_autocommit(self.autocommit)
 
+    def _enter_blocks(self) -> None:
+        """Bring a connection that can be used to where the wrapper is."""
+        self._setting_up += 1
+        try:
+            self._apply_autocommit()
+            self._send_savepoints()
+        finally:
+            self._setting_up -= 1
+
     @contextmanager
     def _outside_transaction(self) -> Iterator[None]:
         """Show the state of a wrapper that has just connected, as stock would.
@@ -66,6 +75,8 @@ class Setup(Holding):
 
         Whoever watches the wrapper, its cursors or their class sees them pass.
         """
+        if not self._unsent_savepoints:
+            return
         unsent, self._unsent_savepoints = self._unsent_savepoints, []
         wrappers_now, is_broken = self.execute_wrappers, self.needs_rollback
         try:

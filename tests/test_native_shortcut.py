@@ -77,18 +77,17 @@ def wrapper() -> Iterator[Any]:
     connections[ALIAS] = before
 
 
-@pytest.mark.parametrize("in_block", [False, True])
-def test_a_query_goes_the_short_way(wrapper: Any, way: Way, in_block: bool) -> None:
-    """And the second block, whose connection is in its mode already."""
-    for _ in range(2):
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_a_query_goes_the_short_way(wrapper: Any, way: Way, blocks: int) -> None:
+    """Whatever mode the connection is in, and with the savepoints of nested blocks."""
+    for entered in (blocks, 0, blocks):
         way.short.clear()
-        if in_block:
-            with atomic(using=ALIAS):
-                backend_pid(ALIAS)
-        else:
+        with ExitStack() as stack:
+            for _ in range(entered):
+                stack.enter_context(atomic(using=ALIAS))
             backend_pid(ALIAS)
-    assert way.long == []
-    assert way.short == [True, True]
+        assert way.long == []
+        assert way.short == [True, True]
 
 
 def state_of(pool: Any) -> dict[str, Any]:

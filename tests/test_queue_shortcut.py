@@ -61,19 +61,23 @@ def pool_of(alias: str) -> Any:
     return dict.get(pool_container, alias)
 
 
-@pytest.mark.parametrize("in_block", [False, True])
+@pytest.mark.parametrize("blocks", [0, 1, 2])
 def test_a_query_goes_the_short_way(
-    wrapper: Any, long_way: list[str], in_block: bool
+    wrapper: Any, long_way: list[str], monkeypatch: pytest.MonkeyPatch, blocks: int
 ) -> None:
-    with ExitStack() as stack:
-        if in_block:
-            stack.enter_context(atomic(using=ALIAS))
-        pid = backend_pid(ALIAS)
-        assert (wrapper.connection is not None) is in_block
-    assert long_way == []
-    assert wrapper.connection is wrapper._physical is wrapper._keeper[0] is None
-    assert census(ALIAS).in_use == 0
-    assert backend_pid(ALIAS) == pid
+    """Whatever mode the connection is in, and with the savepoints of nested blocks."""
+    monkeypatch.setattr(type(wrapper), "_open_lease", None)
+    pid = None
+    for entered in (blocks, 0, blocks):
+        with ExitStack() as stack:
+            for _ in range(entered):
+                stack.enter_context(atomic(using=ALIAS))
+            pid = pid or backend_pid(ALIAS)
+            assert backend_pid(ALIAS) == pid
+            assert (wrapper.connection is not None) is bool(entered)
+        assert long_way == []
+        assert wrapper.connection is wrapper._physical is wrapper._keeper[0] is None
+        assert census(ALIAS).in_use == 0
 
 
 def test_the_connection_is_as_the_package_gives_it_out(wrapper: Any) -> None:

@@ -60,7 +60,7 @@ class Shortcut:
         self._getconn, self._putconn = self._kind.getconn, self._kind.putconn
 
     def take(self, wrapper: LeaseState) -> bool:
-        """Get the connection that was used last; return whether it can be used as it is.
+        """Get the connection that was used last; return whether it can be used at once.
 
         If not, `wrapper` may have one all the same, which has to be looked at.
         """
@@ -92,7 +92,12 @@ class Shortcut:
                 pool._stats["requests_num"] += 1
             driver, window = wrapper._hooks.driver, wrapper._options.check_after_idle
             now = wrapper._lease.since = monotonic()
-            return driver.mode_if_ready(connection, window, now) is wrapper.autocommit
+            mode = driver.mode_if_ready(connection, window, now)
+            if mode is None:
+                return False
+            if mode is not wrapper.autocommit or wrapper._unsent_savepoints:
+                wrapper._enter_blocks()  # type: ignore[attr-defined]
+            return True
         except BaseException:
             wrapper._close_lease()  # type: ignore[attr-defined]
             raise

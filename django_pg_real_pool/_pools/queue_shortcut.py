@@ -27,7 +27,7 @@ class QueueShortcut:
         self._line = line
 
     def take(self, wrapper: LeaseState) -> bool:
-        """Get a connection; return whether it can be used as it is.
+        """Get a connection; return whether it can be used at once.
 
         If not, `wrapper` may have one all the same, which has to be looked at.
         """
@@ -39,7 +39,12 @@ class QueueShortcut:
             physical = wrapper._physical or hooks.pool.physical(wrapper.connection)
             now = wrapper._lease.since = monotonic()
             window = wrapper._options.check_after_idle
-            return hooks.driver.mode_if_ready(physical, window, now) is wrapper.autocommit
+            mode = hooks.driver.mode_if_ready(physical, window, now)
+            if mode is None:
+                return False
+            if mode is not wrapper.autocommit or wrapper._unsent_savepoints:
+                wrapper._enter_blocks()  # type: ignore[attr-defined]
+            return True
         except BaseException:
             wrapper._close_lease()  # type: ignore[attr-defined]
             raise
