@@ -116,13 +116,8 @@ class Checkout(Setup):
                     self._get_from_pool()
                 # The way of nearly all queries: the connection can be used as it is.
                 physical = self._physical or hooks.pool.physical(self.connection)
-                now = self._lease.since = monotonic()
-                window, driver = self._options.check_after_idle, hooks.driver
-                mode = driver.mode_if_ready(physical, window, now)
-                if mode is None:
+                if not self._make_ready(physical):
                     self._open_lease_at_length()
-                elif mode is not self.autocommit or self._unsent_savepoints:
-                    self._enter_blocks()
             if self._options.warn_held_after is not None:
                 self._lease.seen = set()
         except BaseException:

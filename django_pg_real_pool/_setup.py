@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from time import monotonic
 from typing import Any
 
 from django.db.backends.signals import connection_created
@@ -31,14 +32,24 @@ class Setup(Holding):
         if self._hooks.driver.autocommit(self.connection) is not self.autocommit:
             self._set_autocommit(self.autocommit)
 
-    def _enter_blocks(self) -> None:
-        """Bring a connection that can be used to where the wrapper is."""
-        self._setting_up += 1
-        try:
-            self._apply_autocommit()
-            self._send_savepoints()
-        finally:
-            self._setting_up -= 1
+    def _make_ready(self, physical: Any) -> bool:
+        """Bring a connection that was just taken to where the wrapper is.
+
+        False: nothing has been done, because the connection has to be looked at first.
+        """
+        now = self._lease.since = monotonic()
+        window = self._options.check_after_idle
+        mode = self._hooks.driver.mode_if_ready(physical, window, now)
+        if mode is None:
+            return False
+        if mode is not self.autocommit or self._unsent_savepoints:
+            self._setting_up += 1
+            try:
+                self._apply_autocommit()
+                self._send_savepoints()
+            finally:
+                self._setting_up -= 1
+        return True
 
     @contextmanager
     def _outside_transaction(self) -> Iterator[None]:

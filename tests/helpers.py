@@ -142,6 +142,21 @@ def forget_pool(alias: str) -> None:
         wrapper.close_pool()
 
 
+def let_grow(wrapper: Any) -> None:
+    """Let a pool of psycopg's have what it is making, and all of it be idle.
+
+    psycopg_pool 3.2.0 and 3.2.1 lose what they make while they are closed.
+    """
+    pool: Any = getattr(wrapper, "pool", None)
+
+    def has_grown() -> bool:
+        stats = pool.get_stats()
+        return bool(stats["pool_available"] == stats["pool_size"])
+
+    if hasattr(pool, "get_stats"):
+        wait_until(has_grown, "the pool has grown")
+
+
 @contextmanager
 def pool_of_one(alias: str) -> Iterator[None]:
     """Give `alias` a new pool with room for one connection, for as long as the block.

@@ -24,7 +24,7 @@ from django.core.management import call_command
 from django.db import DatabaseError, OperationalError, connections, models, transaction
 from django.db.models.signals import post_migrate
 from django.test import TestCase, override_settings
-from helpers import census, forget_pool, run_in_thread, wait_until
+from helpers import census, forget_pool, let_grow, run_in_thread
 from items import Item
 from settings import STOCK_OF
 from side_by_side import assert_same, describe, observe, rolled_back, same_for_all
@@ -430,16 +430,6 @@ def forget_pools(alias: str) -> None:
         pool = pool_container.pop("__no_db__", None)
         if pool is not None:
             pool.dispose()
-
-
-def let_grow(db: Any) -> None:
-    """Let the pool have what it is making: see the docs on psycopg_pool 3.2.0."""
-    pool: Any = getattr(db, "pool", None)
-    if hasattr(pool, "get_stats"):
-        wait_until(
-            lambda: pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"],
-            "the pool has grown",
-        )
 
 
 def databases() -> list[str]:

@@ -258,9 +258,8 @@ def test_a_cursor_collected_inside_the_pool_releases_nothing_there(
 
     gc.disable()
     try:
-        next(
-            InACycle(names_and_pids(warm)).rows
-        )  # a lease of this thread's wrapper, lost in a cycle
+        # A lease of this thread's wrapper, lost in a cycle.
+        next(InACycle(names_and_pids(warm)).rows)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pool, "checkout", collect_and_check_out)
             with other.cursor() as cursor:

@@ -97,10 +97,11 @@ def test_the_connection_is_as_the_package_gives_it_out(wrapper: Any) -> None:
 def somebody_waits(wrapper: Any) -> Iterator[None]:
     line, place = wrapper._hooks.pool._lines[ALIAS], object()
     line.append(place)
-    wrapper._shortcut_taken = wrapper._shortcut.take(wrapper)
-    line.remove(place)
+    try:
+        assert not wrapper._shortcut.take(wrapper)
+    finally:
+        line.remove(place)
     yield
-    assert vars(wrapper).pop("_shortcut_taken") is False
 
 
 @contextmanager
@@ -116,9 +117,7 @@ def all_are_in_use(wrapper: Any) -> Iterator[None]:
 
 @contextmanager
 def there_is_another_pool(wrapper: Any) -> Iterator[None]:
-    from dj_db_conn_pool.core import pool_container
-
-    pool_container.pop(ALIAS).dispose()
+    wrapper._hooks.pool.close(wrapper)
     yield
     assert pool_of(ALIAS).checkedin() == 1
 
@@ -322,9 +321,7 @@ def test_what_a_listener_raises_is_as_on_the_long_way(
 
 def test_the_next_pool_has_the_short_way_too(wrapper: Any, long_way: list[str]) -> None:
     """Though close_pool() was called by another thread, within this one's session."""
-    from dj_db_conn_pool.core import pool_container
-
-    pool_container.pop(ALIAS).dispose()
+    wrapper._hooks.pool.close(wrapper)
     backend_pid(ALIAS)
     assert long_way == ["checkout", "checkin"]
     backend_pid(ALIAS)

@@ -90,14 +90,7 @@ class Shortcut:
                 if len(idle) < pool._nconns_min:  # noqa: PLR1730 - a call is slower
                     pool._nconns_min = len(idle)
                 pool._stats["requests_num"] += 1
-            driver, window = wrapper._hooks.driver, wrapper._options.check_after_idle
-            now = wrapper._lease.since = monotonic()
-            mode = driver.mode_if_ready(connection, window, now)
-            if mode is None:
-                return False
-            if mode is not wrapper.autocommit or wrapper._unsent_savepoints:
-                wrapper._enter_blocks()  # type: ignore[attr-defined]
-            return True
+            return wrapper._make_ready(connection)  # type: ignore[attr-defined,no-any-return]
         except BaseException:
             wrapper._close_lease()  # type: ignore[attr-defined]
             raise

@@ -37,14 +37,7 @@ class QueueShortcut:
         try:
             wrapper._get_from_pool(partial(connect, pool))  # type: ignore[attr-defined]
             physical = wrapper._physical or hooks.pool.physical(wrapper.connection)
-            now = wrapper._lease.since = monotonic()
-            window = wrapper._options.check_after_idle
-            mode = hooks.driver.mode_if_ready(physical, window, now)
-            if mode is None:
-                return False
-            if mode is not wrapper.autocommit or wrapper._unsent_savepoints:
-                wrapper._enter_blocks()  # type: ignore[attr-defined]
-            return True
+            return wrapper._make_ready(physical)  # type: ignore[attr-defined,no-any-return]
         except BaseException:
             wrapper._close_lease()  # type: ignore[attr-defined]
             raise
