@@ -722,7 +722,9 @@ class Machine(RuleBasedStateMachine):
             others.discard(stock.pgconn.backend_pid)
         assert len(others) <= 1, "two connections of ours are in a transaction"
         if others:
-            assert self.stock_in_transaction(), "ours is in a transaction, stock is not"
+            assert self.stock_in_transaction(), (
+                f"ours is in a transaction, stock is not: {self.activity(others)}"
+            )
         else:
             assert not self.statements, "stock is in a transaction, ours is not"
         if self.was_in_transaction and not others:
@@ -752,6 +754,14 @@ class Machine(RuleBasedStateMachine):
             self.closed_in_failed_transaction = True  # or will be
         if in_use and others:
             assert others == {self.ours.wrapper.connection.pgconn.backend_pid}
+
+    def activity(self, pids: set[int]) -> list[Any]:
+        """Return what the server tells of these; nothing of those that have ended."""
+        asked = (
+            "SELECT pid, state, query, backend_start, state_change, clock_timestamp() "
+            "FROM pg_stat_activity WHERE pid = ANY(%s)"
+        )
+        return list(self.observer.execute(asked, [list(pids)]).fetchall())
 
     def holds(self) -> list[str]:
         return (
