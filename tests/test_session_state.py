@@ -18,6 +18,7 @@ from django.db.backends.signals import connection_created
 from faults import PLAIN, census
 from helpers import backend_pid, wait_until
 from psycopg import sql
+from psycopg.adapt import PyFormat
 from sessions import ask, in_another_request, look, pool_for_one
 from tcp_proxy import Proxy
 
@@ -457,6 +458,34 @@ def test_what_a_reset_does_not_reach_costs_the_connection(one: str, what: str) -
             cursor.execute("DO $$ BEGIN RAISE NOTICE 'x'; END $$")
 
     in_another_request(raise_a_notice)
+
+
+class Met:
+    """Something that psycopg is told of by its name, as it is of dates and UUIDs."""
+
+
+def test_a_class_that_psycopg_meets_for_the_first_time_costs_nothing(one: str) -> None:
+    """S3: from then on it knows it by the class, which is no change."""
+    name = f"{Met.__module__}.{Met.__qualname__}"
+
+    def register(connection: Any, **kwargs: Any) -> None:
+        adapters = connection.connection.adapters
+        adapters.register_dumper(name, psycopg.types.string.StrDumper)
+
+    connections[one].close()
+    connection_created.connect(register)
+    try:
+        pid = backend_pid(one)
+    finally:
+        connection_created.disconnect(register)
+    with pin_connection(one):
+        assert backend_pid(one) == pid
+        adapters = raw(one).adapters
+        for format in (PyFormat.AUTO, PyFormat.TEXT):
+            assert name in adapters._dumpers[format]
+            adapters.get_dumper(Met, format)
+            assert name not in adapters._dumpers[format]
+    assert in_another_request(lambda: backend_pid(one)) == pid
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ It is used through the objects it gave us, so that importing this needs no drive
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from functools import cache
 from time import monotonic
@@ -193,12 +194,26 @@ def _client_side(physical: Any) -> tuple[Any, ...] | None:
             list(physical._notice_handlers),
             list(physical._notify_handlers),
             # The maps are copied before they are written to: compare what is in them.
-            {format: dict(dumpers) for format, dumpers in adapters._dumpers.items()},
+            {format: _named(dumpers) for format, dumpers in adapters._dumpers.items()},
             [dict(dumpers) for dumpers in adapters._dumpers_by_oid],
             [dict(loaders) for loaders in adapters._loaders],
         )
     except AttributeError:
         return None
+
+
+def _named(dumpers: dict[Any, Any]) -> Counter[Any]:
+    """Return dumpers with the names of the classes that they are for.
+
+    psycopg knows some classes by their names, until it first meets one: that is no change.
+    """
+    return Counter(
+        (
+            kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}",
+            dumper,
+        )
+        for kind, dumper in dumpers.items()
+    )
 
 
 def _is_open(pgconn: Any, known: Known) -> bool:
