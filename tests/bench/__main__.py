@@ -25,6 +25,7 @@ DATABASE = "django_pg_real_pool_bench"
 THREADS = 64
 SIZES = [1, 2, 4, 8, 16, 32, 64]
 OTHER_WORK = [5.0, 50.0, 200.0]
+ROWS = 100
 
 
 def main() -> None:
@@ -73,10 +74,10 @@ def operations(rounds: int) -> Any:
 
 
 def contention(seconds: float, times: int) -> list[Any]:
-    """Let threads do nothing but query, on stock and on ours in turn."""
+    """Let threads query and wait for nothing else, on stock and on ours in turn."""
     results = []
-    for threads in (32, THREADS):
-        load = Load(threads, 4, 0.0, 3, seconds, {})
+    for threads, size, rows in [(32, 4, 0), (THREADS, 4, 0), (32, 4, ROWS), (32, 32, ROWS)]:
+        load = Load(threads, size, 0.0, 3, rows, seconds, {})
         for _ in range(times):
             results += [load_run(engine, load) for engine in ("stock", "ours")]
     return results
@@ -89,7 +90,7 @@ def throughput(
     results = []
     for work in works:
         for size in sizes:
-            load = Load(THREADS, size, work, 3, seconds, {})
+            load = Load(THREADS, size, work, 3, 0, seconds, {})
             for _ in range(times):
                 results += [load_run(engine, load) for engine in ("stock", "ours")]
             if size != 4:
@@ -99,7 +100,7 @@ def throughput(
                     print("pgbouncer is not installed, so it is not measured.")
                     continue
                 behind = {**settings, "CONN_MAX_AGE": None}
-                load = Load(THREADS, None, work, 3, seconds, behind)
+                load = Load(THREADS, None, work, 3, 0, seconds, behind)
                 result = load_run("stock", load)
                 results.append({**result, "engine": f"PgBouncer, {size} connections"})
     return results

@@ -18,8 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from django.db import Error, close_old_connections, connections
+from django.template import Context, Engine
 
 from bench.site import create_table, database, model, set_up
+
+PAGE = """
+{% for row in rows %}<li class="{% cycle 'odd' 'even' %}">{{ row }}: {{ thing.name|title }}</li>
+{% endfor %}
+"""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Load:
     #: Milliseconds that a request is busy elsewhere, in equal parts between its queries.
     other_work: float
     queries: int
+    #: Of the page that a request renders, which keeps the process itself busy; 0: no page.
+    rows: int
     seconds: float
     #: Settings of the alias besides, as for a pooler in front of the server.
     settings: dict[str, Any]
@@ -52,6 +60,7 @@ class Run:
     def __init__(self, load: Load, thing: Any) -> None:
         self.load = load
         self.thing = thing
+        self.page = Engine().from_string(PAGE)
         self.took: list[float] = []
         #: Those of them that ended before the run did.
         self.in_time = 0
@@ -83,7 +92,9 @@ class Run:
         for query in range(self.load.queries):
             if query and pause:
                 time.sleep(pause)
-            self.thing.objects.get(pk=choose.randint(1, 100))
+            thing = self.thing.objects.get(pk=choose.randint(1, 100))
+        if self.load.rows:
+            self.page.render(Context({"thing": thing, "rows": range(self.load.rows)}))
         close_old_connections()
 
 

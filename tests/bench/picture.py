@@ -50,7 +50,7 @@ def _cost(taken: Any, theme: Theme) -> Figure:
 def _throughput(results: list[Any], theme: Theme) -> Figure:
     works = grouped(results, "other_work")
     figure = Figure(figsize=(10, 3.9))
-    for axes, (work, engines) in zip(
+    for axes, ((work,), engines) in zip(
         figure.subplots(1, len(works), squeeze=False)[0], works.items(), strict=True
     ):
         best = ideal(engines)

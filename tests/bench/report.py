@@ -61,8 +61,12 @@ def spread(values: list[float]) -> str:
 
 
 def contention(results: list[Any]) -> str:
-    lines = ["4 connections, three queries to a request, no other work:", ""]
-    for threads, engines in grouped(results, "threads").items():
+    lines = ["Three queries to a request, and nothing that a thread waits for besides:"]
+    for (threads, size, rows), engines in grouped(
+        results, "threads", "connections", "rows"
+    ).items():
+        work = f"a page of {rows} rows" if rows else "no other work"
+        lines += ["", f"{threads} threads, {size} connections, {work}"]
         figures = {}
         for engine, runs in engines.items():
             per_second = statistics.median(run["requests_per_second"] for run in runs)
@@ -70,12 +74,12 @@ def contention(results: list[Any]) -> str:
             failed = sum(run["failed"] for run in runs)
             figures[engine] = per_second, p99
             lines.append(
-                f"{threads:>4} threads, {engine:<6}{per_second:>9.0f} requests/s"
+                f"  {engine:<6}{per_second:>9.0f} requests/s"
                 f"{p50:>9.1f} ms p50{p99:>9.1f} ms p99{failed:>5} failed"
             )
         (stock, stock_p99), (ours, ours_p99) = figures["stock"], figures["ours"]
         lines.append(
-            f"{'':>4} ours : stock   {ours / stock:.2f} of the requests, "
+            f"  ours : stock   {ours / stock:.2f} of the requests, "
             f"{ours_p99 / stock_p99:.2f} of the p99"
         )
     return "\n".join([*lines, ""])
@@ -83,7 +87,7 @@ def contention(results: list[Any]) -> str:
 
 def throughput(results: list[Any]) -> str:
     lines = ["Requests per second, 64 threads, three queries to a request:"]
-    for work, engines in grouped(results, "other_work").items():
+    for (work,), engines in grouped(results, "other_work").items():
         best = ideal(engines)
         lines.append(f"\n{work:g} ms of other work; ideal, as measured: {best:.0f}")
         for engine, runs in engines.items():
@@ -116,11 +120,12 @@ def medians(results: list[Any]) -> list[Any]:
     return middle
 
 
-def grouped(results: list[Any], by: str) -> dict[Any, dict[str, list[Any]]]:
-    """Return results by one figure of their load, then by engine."""
+def grouped(results: list[Any], *by: str) -> dict[Any, dict[str, list[Any]]]:
+    """Return results by these figures of their load, then by engine."""
     groups: dict[Any, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
-        groups[result["load"][by]][result["engine"]].append(result)
+        figures = tuple(result["load"][each] for each in by)
+        groups[figures][result["engine"]].append(result)
     return groups
 
 
