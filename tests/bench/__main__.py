@@ -77,7 +77,7 @@ def contention(seconds: float, times: int) -> list[Any]:
     """Let threads query and wait for nothing else, on stock and on ours in turn."""
     results = []
     for threads, size, rows in [(32, 4, 0), (THREADS, 4, 0), (32, 4, ROWS), (32, 32, ROWS)]:
-        load = Load(threads, size, 0.0, 3, rows, seconds, {})
+        load = Load(threads, size, 0.0, 3, seconds, rows)
         for _ in range(times):
             results += [load_run(engine, load) for engine in ("stock", "ours")]
     return results
@@ -90,7 +90,7 @@ def throughput(
     results = []
     for work in works:
         for size in sizes:
-            load = Load(THREADS, size, work, 3, 0, seconds, {})
+            load = Load(THREADS, size, work, 3, seconds)
             for _ in range(times):
                 results += [load_run(engine, load) for engine in ("stock", "ours")]
             if size != 4:
@@ -100,7 +100,7 @@ def throughput(
                     print("pgbouncer is not installed, so it is not measured.")
                     continue
                 behind = {**settings, "CONN_MAX_AGE": None}
-                load = Load(THREADS, None, work, 3, 0, seconds, behind)
+                load = Load(THREADS, None, work, 3, seconds, settings=behind)
                 result = load_run("stock", load)
                 results.append({**result, "engine": f"PgBouncer, {size} connections"})
     return results

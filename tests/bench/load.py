@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,11 @@ class Load:
     #: Milliseconds that a request is busy elsewhere, in equal parts between its queries.
     other_work: float
     queries: int
-    #: Of the page that a request renders, which keeps the process itself busy; 0: no page.
-    rows: int
     seconds: float
+    #: Of the page that a request renders, which keeps the process itself busy; 0: no page.
+    rows: int = 0
     #: Settings of the alias besides, as for a pooler in front of the server.
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
