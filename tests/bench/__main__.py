@@ -26,6 +26,15 @@ THREADS = 64
 SIZES = [1, 2, 4, 8, 16, 32, 64]
 OTHER_WORK = [5.0, 50.0, 200.0]
 ROWS = 100
+#: Threads, connections, and rows of the page that a request renders.
+CONTENTION = [
+    (32, 4, 0),
+    (THREADS, 4, 0),
+    (32, 2, 0),
+    (32, 4, ROWS),
+    (32, 2, ROWS),
+    (32, 32, ROWS),
+]
 
 
 def main() -> None:
@@ -76,7 +85,7 @@ def operations(rounds: int) -> Any:
 def contention(seconds: float, times: int) -> list[Any]:
     """Let threads query and wait for nothing else, on stock and on ours in turn."""
     results = []
-    for threads, size, rows in [(32, 4, 0), (THREADS, 4, 0), (32, 4, ROWS), (32, 32, ROWS)]:
+    for threads, size, rows in CONTENTION:
         load = Load(threads, size, 0.0, 3, seconds, rows)
         for _ in range(times):
             results += [load_run(engine, load) for engine in ("stock", "ours")]
