@@ -1,12 +1,12 @@
 """Django database backends that release pooled connections as soon as possible."""
 
 from ._api import ConnectionHeldError, assert_released, pin_connection, pool_status
-from ._cursor import AutoConnectionReleaseCursor
-from ._factory import make_release_backend
-from ._holding import SessionStateError
+from ._backend.cursor import AutoConnectionReleaseCursor
+from ._backend.factory import make_release_backend
+from ._backend.wrapper import ConnectionReleaseMixin
+from ._lease.lease import SessionStateError
+from ._lease.status import LeaseStatus, PoolStatus
 from ._pools import Census
-from ._status import LeaseStatus, PoolStatus
-from ._wrapper import ConnectionReleaseMixin
 
 __all__ = [
     "AutoConnectionReleaseCursor",

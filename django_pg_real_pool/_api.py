@@ -10,8 +10,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ._status import PoolStatus, status_of
-from ._wrapper import ConnectionReleaseMixin
+from ._lease.status import PoolStatus, status_of
+from ._backend.wrapper import ConnectionReleaseMixin
 
 
 class ConnectionHeldError(InterfaceError):
@@ -36,7 +36,7 @@ class PinnedConnection(ContextDecorator):
         wrapper = connections[self._using]
         token = object()
         if isinstance(wrapper, ConnectionReleaseMixin):
-            wrapper._pin(token)
+            wrapper._lease.pin(token)
         else:
             wrapper.ensure_connection()  # it keeps its connection anyway
         self._entered.pins.append((wrapper, token))
@@ -45,7 +45,7 @@ class PinnedConnection(ContextDecorator):
     def __exit__(self, *exc_info: object) -> None:
         wrapper, token = self._entered.pins.pop()
         if isinstance(wrapper, ConnectionReleaseMixin):
-            wrapper._unpin(token)
+            wrapper._lease.unpin(token)
 
 
 def pin_connection(using: Any = None) -> Any:
@@ -99,7 +99,7 @@ def assert_released(using: str | None = None) -> None:
                 "release early."
             )
     held = [
-        f"{wrapper.alias!r} by {', '.join(wrapper._describe_holds()) or 'no pool'}"
+        f"{wrapper.alias!r} by {', '.join(wrapper._lease.describe_holds()) or 'no pool'}"
         for wrapper in wrappers
         if isinstance(wrapper, ConnectionReleaseMixin) and wrapper.connection is not None
     ]

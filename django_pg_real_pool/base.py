@@ -2,6 +2,6 @@
 
 from django.db.backends.postgresql.base import DatabaseWrapper as PooledWrapper
 
-from ._factory import make_release_backend
+from ._backend.factory import make_release_backend
 
 DatabaseWrapper = make_release_backend(PooledWrapper)

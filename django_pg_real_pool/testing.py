@@ -21,9 +21,9 @@ from weakref import WeakKeyDictionary
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from . import _registry
 from ._api import ConnectionHeldError
-from ._wrapper import ConnectionReleaseMixin
+from ._backend.wrapper import ConnectionReleaseMixin
+from ._process import registry
 
 
 @contextmanager
@@ -58,24 +58,24 @@ class _Rotating:
         self._last: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         #: Only one thread at a time may hold one connection and wait for another, and
         #: nobody may wait for this with a connection that the former waits for.
-        self._checking_out = Lock()
+        self._taking = Lock()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pool, name)
 
-    def checkout(self, wrapper: Any) -> Any:
+    def take(self, session: Any) -> Any:
+        wrapper = session.wrapper
         if wrapper.alias != self._alias:
-            return self._pool.checkout(wrapper)
-        with self._checking_out:
-            connection = self._pool.checkout(wrapper)
+            return self._pool.take(session)
+        with self._taking:
+            connection = self._pool.take(session)
             if id(self._pool.physical(connection)) == self._last.get(wrapper):
                 same = connection
                 try:
-                    connection = self._pool.checkout(wrapper)
+                    connection = self._pool.take(session)
                 finally:
                     wrapper.connection = same
-                    self._pool.checkin(wrapper)
-                    wrapper.connection = None
+                    self._pool.put(session)
             self._last[wrapper] = id(self._pool.physical(connection))
             return connection
 
@@ -100,9 +100,9 @@ def no_leases() -> Iterator[None]:
 
 def _leased() -> dict[tuple[int, str], list[str]]:
     return {
-        (id(wrapper), wrapper.alias): wrapper._lease.describe()
-        for wrapper in _registry.wrappers()
-        if wrapper.connection is not None and wrapper._releasing
+        (id(lease), lease.alias): lease.holds.describe()
+        for lease in registry.leases()
+        if lease.is_held
     }
 
 

@@ -46,25 +46,18 @@ def census(alias: str) -> Census:
 def _census_of_native(pool: Any) -> Census:
     """Wait for a moment until the pool is not making a connection, then count.
 
-    Its size has those that it is still making, too; which of them are out is told by
-    the notes that it keeps on each: whose it is, and, once it is made, when it expires.
-    A broken one, which it replaces, is not out even if its note says so.
-    Its size is believed in the end, because it alone has a connection that was lost.
+    Its size has those that it is still making, too; which of them are out, it knows.  Its
+    size is believed in the end, because it alone has a connection that was lost.
     """
     deadline = time.monotonic() + SETTLING
     while True:
-        made = getattr(pool.connection_class, "made", None)
         stats = pool.get_stats()
         idle, in_use = (
             stats["pool_available"],
             stats["pool_size"] - stats["pool_available"],
         )
-        if made is None or time.monotonic() > deadline:
-            return Census(idle, in_use)
-        living = [each() for each in list(made)]
-        out = [each for each in living if getattr(each, "_pool", None) is pool]
-        whole = [each for each in out if hasattr(each, "_expire_at") and not each.closed]
-        if in_use <= len(whole):
+        count_lent = getattr(pool, "count_lent", None)
+        if count_lent is None or time.monotonic() > deadline or in_use <= count_lent():
             return Census(idle, in_use)
         time.sleep(0.005)
 

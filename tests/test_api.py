@@ -297,7 +297,7 @@ def test_a_pin_that_can_not_be_had_pins_nothing(alias: str, wrapper: Any) -> Non
             with pytest.raises(OperationalError), pin_connection("impossible"):
                 pytest.fail("it was entered")
             assert other.connection is None
-            assert other._lease.describe() == []
+            assert other._lease.holds.describe() == []
             assert_released("impossible")
         finally:
             other.close()

@@ -69,7 +69,7 @@ def test_what_the_user_sends_holds_all_the_same(alias: str, db: Any) -> None:
     """S1: through a cursor that the base had used before."""
     with db.cursor() as cursor:
         cursor.execute("SET work_mem = '77MB'")
-    assert db._lease.describe() == ["session state"]
+    assert db._lease.holds.describe() == ["session state"]
     db.close()
     assert census(alias).in_use == 0
 
@@ -148,7 +148,8 @@ def test_an_interrupted_checkin_lets_the_base_forget(
         driver = db._hooks.driver
         monkeypatch.setattr(driver, "mark_used", interrupted(driver.mark_used))
     else:
-        monkeypatch.setattr(db, "_forget_connection", interrupted(db._forget_connection))
+        lease = db._lease
+        monkeypatch.setattr(lease, "let_go", interrupted(lease.let_go))
     with pytest.raises(KeyboardInterrupt):
         tenant(db)
     monkeypatch.undo()
@@ -168,5 +169,5 @@ def test_an_origin_is_not_in_a_method_of_the_base(alias: str, db: Any) -> None:
     db.settings_dict["RELEASE_OPTIONS"] = {"TRACK_ORIGINS": True}
     db.close()
     with db.cursor():
-        (origin,) = db._lease.origins.values()
+        (origin,) = db._lease.holds.origins.values()
     assert origin.endswith("in test_an_origin_is_not_in_a_method_of_the_base")

@@ -254,7 +254,7 @@ def test_no_options_are_the_defaults(alias: str, settings: dict[str, Any]) -> No
     """P4: they need not be there."""
     with configured(alias, **settings) as db:
         backend_pid("configured")
-        assert db._options == ReleaseOptions()
+        assert db._lease.options == ReleaseOptions()
 
 
 def test_every_option_may_be_given(alias: str) -> None:
@@ -262,7 +262,7 @@ def test_every_option_may_be_given(alias: str) -> None:
     defaults = {field.name.upper(): field.default for field in fields(ReleaseOptions)}
     with configured(alias, RELEASE_OPTIONS=defaults) as db:
         backend_pid("configured")
-        assert db._options == ReleaseOptions()
+        assert db._lease.options == ReleaseOptions()
         assert checks.run_checks(databases=["configured"]) == []
 
 

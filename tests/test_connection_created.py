@@ -180,7 +180,7 @@ def test_what_a_receiver_sets_survives_the_users_rollback(alias: str, wrapper: A
                 inside = setting(wrapper), backend_pid(alias)
                 assert inside[0] == "77MB"
             assert (setting(wrapper), backend_pid(alias)) == inside
-        assert run_in_thread(lambda: setting(connections[alias])) == "77MB"
+            assert run_in_thread(lambda: setting(connections[alias])) == "77MB"
 
 
 def test_what_a_receiver_sets_is_on_each_connection(alias: str, wrapper: Any) -> None:

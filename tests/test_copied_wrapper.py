@@ -9,12 +9,12 @@ from typing import Any
 from django.db.transaction import atomic
 from helpers import backend_pid, census, wait_until
 
-from django_pg_real_pool import _reaper
+from django_pg_real_pool._process import reaper
 
 
 def _let_the_reaper_work() -> None:
     done: list[bool] = []
-    _reaper.run_soon(lambda: done.append(True))  # tasks are done in turn
+    reaper.run_soon(lambda: done.append(True))  # tasks are done in turn
     wait_until(lambda: bool(done), "the reaper has done what it was given")
 
 

@@ -36,7 +36,7 @@ from django_pg_real_pool import (
     pool_status,
     testing,
 )
-from django_pg_real_pool._lease import TABLE, Event, Hold
+from django_pg_real_pool._lease.rule import TABLE, Event, Hold
 from django_pg_real_pool._settings import WARN_UNCLOSED_CURSORS, ReleaseOptions
 
 if sys.version_info >= (3, 11):

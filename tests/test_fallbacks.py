@@ -16,7 +16,8 @@ from django.db import connections
 from faults import extra_alias
 from helpers import backend_pid
 
-from django_pg_real_pool import _fork, pool_status
+from django_pg_real_pool import pool_status
+from django_pg_real_pool._process import fork
 from django_pg_real_pool._drivers.sockets import peeker, waiter
 
 
@@ -53,7 +54,7 @@ def test_a_socket_is_looked_at_with_what_there_is(
 def test_where_nothing_forks_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """F1: as on Windows."""
     monkeypatch.delattr(os, "register_at_fork")
-    _fork.watch()
+    fork.watch()
 
 
 def test_a_missing_pool_package_is_djangos_error(monkeypatch: pytest.MonkeyPatch) -> None:

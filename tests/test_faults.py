@@ -21,6 +21,7 @@ from second_server import HOST, PASSWORD, USER, Server, free_port
 from tcp_proxy import Proxy
 
 from django_pg_real_pool import make_release_backend, pin_connection, pool_status
+from django_pg_real_pool._lease.facts import Debt
 
 pytest_plugins = ("fix_faults",)
 
@@ -157,7 +158,7 @@ def test_notice_to_an_idle_connection_is_no_reason_to_replace_it(
             pid = backend_pid(name)
             wrapper.connection.cursor().execute("LISTEN heard")
             # As a configuration would: the connection goes back with the session it has.
-            wrapper._is_dirty = False
+            wrapper._lease.debt = Debt.NOTHING
         observer.execute("NOTIFY heard")
         observer.execute("SELECT pg_sleep(0)")
 

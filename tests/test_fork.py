@@ -25,7 +25,8 @@ from faults import PLAIN, POOLED, census, extra_alias
 from helpers import backend_pid, wait_until
 from tcp_proxy import Proxy
 
-from django_pg_real_pool import _fork, _reaper, _registry, pin_connection
+from django_pg_real_pool import pin_connection
+from django_pg_real_pool._process import fork, reaper, registry
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() here")
 pytest_plugins = ("fix_faults",)
@@ -320,7 +321,7 @@ def test_locks_that_other_threads_hold_do_not_stop_the_child(forking: str) -> No
     """F1: those of the pool and of this library alike."""
     wrapper: Any = connections[forking]
     other = wrapper.copy()
-    locks = [_registry._lock, _reaper._lock, wrapper._lease_lock, other._lease_lock]
+    locks = [registry._lock, reaper._lock, wrapper._lease._lock, other._lease._lock]
     if forking.endswith("dj"):
         from dj_db_conn_pool.core import pool_container
 
@@ -415,7 +416,7 @@ def test_collecting_what_was_inherited_does_nothing(forking: str, proxy: Proxy) 
 
     def child() -> None:
         select_one(forking)
-        _fork._inherited.clear()
+        fork._inherited.clear()
         gc.collect()
         select_one(forking)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from django_pg_real_pool import _lease
-from django_pg_real_pool._lease import TABLE, Event, Hold, Lease
+from django_pg_real_pool._lease import rule
+from django_pg_real_pool._lease.rule import TABLE, Event, Hold, Holds
 
 
 @pytest.fixture(autouse=True)
@@ -56,12 +56,12 @@ WHO: dict[Hold, Any] = {
 }
 
 
-def lease_with(holds: frozenset[Hold]) -> Lease:
+def lease_with(holds: frozenset[Hold]) -> Holds:
     """Make a lease that got each of `holds` by the event that begins it."""
-    lease = Lease()
+    lease = Holds()
     for hold in holds:
         lease.happened(CONTRACT[hold][0], WHO[hold])
-    assert set(lease.holds) == holds
+    assert set(lease.now) == holds
     return lease
 
 
@@ -107,7 +107,7 @@ def test_each_event_leads_from_each_state_where_the_contract_says(
     """The one rule: what an event begins and ends, whatever else is held."""
     lease = lease_with(state)
     lease.happened(event, who_of(event))
-    assert set(lease.holds) == contract_says(state, event)
+    assert set(lease.now) == contract_says(state, event)
 
 
 @pytest.mark.parametrize("event", ENDING, ids=lambda event: event.name)
@@ -119,9 +119,9 @@ def test_an_ending_once_too_often_changes_nothing(
     lease = lease_with(state | {ENDING[event]})
     lease.happened(event, who_of(event))
     lease.happened(CONTRACT[Hold.CONNECT][0])  # which the first end would end
-    before = {hold: dict(holders) for hold, holders in lease.holds.items()}
+    before = {hold: dict(holders) for hold, holders in lease.now.items()}
     lease.happened(event, who_of(event))
-    assert lease.holds == before
+    assert lease.now == before
 
 
 @pytest.mark.parametrize("event", [Event.CURSOR_CLOSED, Event.PIN_LEFT])
@@ -129,9 +129,9 @@ def test_an_ending_once_too_often_changes_nothing(
 def test_a_stranger_ends_nothing(state: frozenset[Hold], event: Event) -> None:
     """R5: who has no hold of this lease changes nothing about it."""
     lease = lease_with(state)
-    before = {hold: dict(holders) for hold, holders in lease.holds.items()}
+    before = {hold: dict(holders) for hold, holders in lease.now.items()}
     lease.happened(event, "a stranger")
-    assert lease.holds == before
+    assert lease.now == before
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_what_several_have_ends_with_the_last(
     begins: Event, ends: Event, hold: Hold, first_out: int
 ) -> None:
     """R4: with two cursors open, and with pins that nest, one end is not the end."""
-    lease = Lease()
+    lease = Holds()
     lease.happened(Event.CONNECTED)
     everyone = ["one", "two", "three"]
     for who in everyone:
@@ -154,20 +154,20 @@ def test_what_several_have_ends_with_the_last(
     leaving = everyone[first_out:] + everyone[:first_out]
     for who in leaving[:-1]:
         lease.happened(ends, who)
-        assert set(lease.holds) == {Hold.CONNECT, hold}
+        assert set(lease.now) == {Hold.CONNECT, hold}
         lease.happened(ends, who)  # a second time, which is once too often
-        assert set(lease.holds) == {Hold.CONNECT, hold}
+        assert set(lease.now) == {Hold.CONNECT, hold}
     lease.happened(ends, leaving[-1])
-    assert not lease.holds
+    assert not lease.now
 
 
 def test_one_cursor_seen_twice_is_one_holder() -> None:
     """R5: tools rebuild a cursor around the same driver's cursor; that is one hold."""
-    lease = Lease()
+    lease = Holds()
     lease.happened(Event.CURSOR_OPENED, "a cursor")
     lease.happened(Event.CURSOR_OPENED, "a cursor")
     lease.happened(Event.CURSOR_CLOSED, "a cursor")
-    assert not lease.holds
+    assert not lease.now
 
 
 def test_close_ends_the_hold_of_everybody() -> None:
@@ -176,7 +176,7 @@ def test_close_ends_the_hold_of_everybody() -> None:
     lease.happened(Event.CURSOR_OPENED, "another cursor")
     lease.happened(Event.PIN_ENTERED, "another pin")
     lease.happened(Event.CLOSED)
-    assert not lease.holds
+    assert not lease.now
     assert lease.describe() == []
 
 
@@ -186,7 +186,7 @@ class Cursor:
 
 def test_only_cursors_that_nobody_can_close_are_lost() -> None:
     """R6: a cursor that is gone is found dead; one that is open is not."""
-    lease = Lease()
+    lease = Holds()
     kept, dropped = Cursor(), Cursor()
     found: dict[str, Cursor | None] = {"kept": kept, "dropped": dropped}
     lease.happened(Event.CURSOR_OPENED, "kept", lambda: found["kept"])
@@ -201,7 +201,7 @@ def test_only_cursors_that_nobody_can_close_are_lost() -> None:
 
 def test_lost_cursors_can_be_ended_while_they_are_listed() -> None:
     """R6: all of them are reclaimed in one go, and only then nothing is held."""
-    lease = Lease()
+    lease = Holds()
     for number in range(3):
         lease.happened(Event.CURSOR_OPENED, number, lambda: None)
     seen = []
@@ -209,7 +209,7 @@ def test_lost_cursors_can_be_ended_while_they_are_listed() -> None:
         lease.happened(event, who)
         seen.append(who)
     assert seen == [0, 1, 2]
-    assert not lease.holds
+    assert not lease.now
 
 
 def test_a_lease_without_cursors_has_lost_none() -> None:
@@ -219,9 +219,9 @@ def test_a_lease_without_cursors_has_lost_none() -> None:
 
 def test_it_describes_each_holder_with_where_it_began() -> None:
     """P2: an error can name the holds, and where each began if that is known."""
-    lease = Lease()
+    lease = Holds()
     assert lease.describe() == []
-    assert repr(lease) == "<Lease: no holds>"
+    assert repr(lease) == "<Holds: no holds>"
     lease.happened(Event.CURSOR_OPENED, 1)
     lease.happened(Event.CURSOR_OPENED, 2)
     lease.origins[2] = "views.py:7 in index"
@@ -232,13 +232,13 @@ def test_it_describes_each_holder_with_where_it_began() -> None:
         "transaction",
     ]
     assert repr(lease) == (
-        "<Lease: open cursor, open cursor (began at views.py:7 in index), transaction>"
+        "<Holds: open cursor, open cursor (began at views.py:7 in index), transaction>"
     )
 
 
 def test_where_a_holder_began_is_forgotten_with_the_holder() -> None:
     """P2: a later cursor with the same identity must not show an earlier one's origin."""
-    lease = Lease()
+    lease = Holds()
     lease.happened(Event.PIN_ENTERED, "a pin")
     lease.happened(Event.CURSOR_OPENED, 1)
     lease.origins[1] = "views.py:7 in index"
@@ -254,7 +254,7 @@ def test_where_a_holder_began_is_forgotten_with_the_holder() -> None:
 
 def test_where_a_transaction_began_is_forgotten_with_the_transaction() -> None:
     """P2: the next transaction must not show where the last one began."""
-    lease = Lease()
+    lease = Holds()
     lease.happened(Event.PIN_ENTERED, "a pin")
     lease.happened(Event.TRANSACTION_BEGAN)
     lease.origins[None] = "views.py:7 in index"
@@ -265,7 +265,7 @@ def test_where_a_transaction_began_is_forgotten_with_the_transaction() -> None:
 
 def test_the_policy_imports_nothing_but_the_standard_library() -> None:
     """The one rule: its module knows neither Django nor a driver."""
-    tree = ast.parse(Path(_lease.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(rule.__file__).read_text(encoding="utf-8"))
     imported = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -248,20 +248,20 @@ def test_a_cursor_collected_inside_the_pool_releases_nothing_there(
 
     other = wrapper.copy()
     pool = type(other._hooks.pool)
-    checkout = pool.checkout
+    take = pool.take
 
-    def collect_and_check_out(self: Any, wrapper: Any) -> Any:
+    def collect_and_take(self: Any, session: Any) -> Any:
         checkins = traffic.checkins
         gc.collect()
         assert traffic.checkins == checkins
-        return checkout(self, wrapper)
+        return take(self, session)
 
     gc.disable()
     try:
         # A lease of this thread's wrapper, lost in a cycle.
         next(InACycle(names_and_pids(warm)).rows)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pool, "checkout", collect_and_check_out)
+            patch.setattr(pool, "take", collect_and_take)
             with other.cursor() as cursor:
                 cursor.execute("SELECT 1")
         assert wrapper.connection is not None

@@ -65,6 +65,6 @@ def test_an_alias_without_a_pool_keeps_its_connection(alias: str) -> None:
     for _ in range(3):
         assert unpooled.connection is not None
         assert backend_pid(UNPOOLED_OF[alias]) == pid
-    assert unpooled._lease.describe() == []
+    assert unpooled._lease.holds.describe() == []
     unpooled.close()
     assert unpooled.connection is None

@@ -193,7 +193,7 @@ def test_a_schema_editor_that_can_not_begin_holds_nothing(alias: str, wrapper: A
             cursor.execute("SELECT no_such_column")
         with pytest.raises(InternalError, match="aborted"), wrapper.schema_editor():
             pass
-        assert "pin" not in wrapper._lease.describe()
+        assert "pin" not in wrapper._lease.holds.describe()
         wrapper.set_rollback(True)
     assert wrapper.connection is None
 
@@ -286,10 +286,10 @@ def test_a_cursor_of_an_ended_lease_that_was_closed_elsewhere_ends_nothing(
     """R5, R6: by garbage collection on another thread, say, and perhaps long ago."""
     with pin_connection(alias) as wrapper:
         made: Any = wrapper
-        made._closed_elsewhere.append((id(wrapper), lambda: None))
+        made._lease.closed_elsewhere.append((id(wrapper), lambda: None))
         with wrapper.cursor() as cursor:
             cursor.execute("SELECT 1")
-        assert made._closed_elsewhere == []
+        assert made._lease.closed_elsewhere == []
         assert made.connection is not None
 
 

@@ -11,8 +11,9 @@ from django.db import connections
 from helpers import backend_pid, census, wait_until
 from traffic import warm_up
 
-from django_pg_real_pool import _reaper, pin_connection
-from django_pg_real_pool._origins import find_origin
+from django_pg_real_pool import pin_connection
+from django_pg_real_pool._process import reaper
+from django_pg_real_pool._process.origins import find_origin
 
 
 def held_by_thread(alias: str) -> Any:
@@ -39,10 +40,10 @@ def test_the_threads_that_need_it_start_one_reaper(monkeypatch: pytest.MonkeyPat
             super().start()
 
     lock = threading.Lock()
-    monkeypatch.setattr(_reaper, "_thread", None)
-    monkeypatch.setattr(_reaper, "_run", threading.Event().wait)
-    monkeypatch.setattr(_reaper, "_lock", lock)
-    starters = [threading.Thread(target=_reaper.start) for _ in range(2)]
+    monkeypatch.setattr(reaper, "_thread", None)
+    monkeypatch.setattr(reaper, "_run", threading.Event().wait)
+    monkeypatch.setattr(reaper, "_lock", lock)
+    starters = [threading.Thread(target=reaper.start) for _ in range(2)]
     with lock:
         for each in starters:
             each.start()
@@ -58,9 +59,9 @@ def test_the_reaper_survives_what_it_runs(caplog: pytest.LogCaptureFixture) -> N
     def fail() -> None:
         raise ValueError("no")
 
-    _reaper.start()
-    _reaper.run_soon(fail)
-    _reaper.run_soon(done.set)
+    reaper.start()
+    reaper.run_soon(fail)
+    reaper.run_soon(done.set)
     assert done.wait(5)
     assert "could not give back a connection" in caplog.text
 
@@ -71,12 +72,12 @@ def test_a_lease_without_a_hold_is_ended(alias: str, wrapper: Any) -> None:
     But not a lease that is about to have its first hold.
     """
     warm_up(alias)
-    _reaper.start()
+    reaper.start()
     wrapper._setting_up = 1
     wrapper.connect()
     wrapper._lease.holds.clear()
     for _ in range(3):
-        _reaper.reap()
+        reaper.reap()
     assert census(alias).in_use == 1
     wrapper._setting_up = 0
 
@@ -87,15 +88,15 @@ def test_a_lease_without_a_hold_is_ended(alias: str, wrapper: Any) -> None:
 
 def reap_thrice() -> None:
     for _ in range(3):
-        _reaper.reap()
+        reaper.reap()
 
 
 def test_a_lease_that_gets_a_hold_in_time_goes_on(alias: str, wrapper: Any) -> None:
     """R3: whoever has the lock is at work; what has a hold is not lost."""
     wrapper.connect()
-    holds = dict(wrapper._lease.holds)
+    holds = dict(wrapper._lease.holds.now)
     wrapper._lease.holds.clear()
-    with wrapper._lease_lock:
+    with wrapper._lease._lock:
         thread = threading.Thread(target=reap_thrice)
         thread.start()
         thread.join()
@@ -105,15 +106,15 @@ def test_a_lease_that_gets_a_hold_in_time_goes_on(alias: str, wrapper: Any) -> N
             wrapper._lease.holds.update(holds)
             return bool(lock.acquire(blocking=blocking))
 
-        lock = wrapper._lease_lock
+        lock = wrapper._lease._lock
 
         class Lock:
             acquire = staticmethod(hold)
             release = lock.release
 
-        wrapper._lease_lock = Lock()
-        _reaper.reap()
-        wrapper._lease_lock = lock
+        wrapper._lease._lock = Lock()
+        reaper.reap()
+        wrapper._lease._lock = lock
     assert wrapper.connection is not None
     wrapper.close()
 
@@ -123,20 +124,20 @@ def test_what_a_thread_leaves_is_given_back_once(
 ) -> None:
     """F3: not while somebody is at work with it, nor when somebody was quicker."""
     warm_up(alias)
-    monkeypatch.setattr(_reaper, "reap", lambda: None)  # not before it is looked at
-    monkeypatch.setattr(_reaper, "INTERVAL", 0.05)
+    monkeypatch.setattr(reaper, "reap", lambda: None)  # not before it is looked at
+    monkeypatch.setattr(reaper, "INTERVAL", 0.05)
     wrapper = held_by_thread(alias)
     acquired, let_go = threading.Event(), threading.Event()
 
     def share() -> None:
-        with wrapper._lease_lock:
+        with wrapper._lease._lock:
             acquired.set()
             let_go.wait(10)
 
     sharing = threading.Thread(target=share)
     sharing.start()
     assert acquired.wait(5)
-    _reaper._give_back(wrapper, "is busy")
+    wrapper._lease.give_up("is busy")
     assert "is busy" not in caplog.text
     assert wrapper.connection is not None
     let_go.set()
@@ -144,7 +145,7 @@ def test_what_a_thread_leaves_is_given_back_once(
     monkeypatch.undo()
     wait_until(lambda: wrapper.connection is None, "the reaper gave it back")
 
-    _reaper._give_back(wrapper, "has none")
+    wrapper._lease.give_up("has none")
     assert "has none" not in caplog.text
     wait_until(lambda: census(alias).in_use == 0, "it is replaced")
 
@@ -160,7 +161,7 @@ def test_who_used_a_shared_wrapper_first_does_not_own_it(alias: str, wrapper: An
     with pin_connection(alias):
         pid = backend_pid(alias)
         for _ in range(3):
-            _reaper.reap()
+            reaper.reap()
         assert backend_pid(alias) == pid
 
 
@@ -169,8 +170,8 @@ def test_what_the_main_thread_holds_is_its_own(
 ) -> None:
     """F3: when that has ended, so does the process, which may still use it."""
     with pin_connection(alias) as wrapper:
-        monkeypatch.setattr(wrapper._owner, "is_alive", lambda: False)
-        _reaper.reap()
+        monkeypatch.setattr(wrapper._lease.owner, "is_alive", lambda: False)
+        reaper.reap()
         assert wrapper.connection is not None
         monkeypatch.undo()
 

@@ -47,8 +47,8 @@ def role(observer: Any) -> Iterator[str]:
 def held(alias: str) -> list[str]:
     """Return the holds of this thread's wrapper, in words."""
     wrapper: Any = connections[alias]
-    assert (wrapper.connection is not None) == bool(wrapper._lease.holds)
-    return sorted(hold.value for hold in wrapper._lease.holds)
+    assert (wrapper.connection is not None) == bool(wrapper._lease.holds.now)
+    return sorted(hold.value for hold in wrapper._lease.holds.now)
 
 
 #: One statement for each sort of state, and a query that sees it.

@@ -258,18 +258,18 @@ class Slotted:
 def test_a_connection_without_weak_references_is_new_each_time() -> None:
     """D6: what sets it up runs too often rather than too seldom."""
     driver, physical = Driver(), Slotted()
-    driver.mark_set_up(physical)
-    assert not driver.is_set_up(physical)
+    driver.mark_set_up(physical, ())
+    assert driver.heard(physical) is None
     driver.forget_set_up(physical)
 
 
 def test_a_connection_that_was_reset_is_to_be_set_up_again() -> None:
     """S6: by a driver that can reset, which this library has never seen."""
     driver, physical = Driver(), ModuleType("connection")
-    driver.mark_set_up(physical)
-    assert driver.is_set_up(physical)
+    driver.mark_set_up(physical, ())
+    assert driver.heard(physical) == ()
     driver.forget_set_up(physical)
-    assert not driver.is_set_up(physical)
+    assert driver.heard(physical) is None
 
 
 def test_a_base_need_not_be_able_to_close_its_pool(unseen: Any) -> None:

@@ -11,9 +11,6 @@ import pytest
 from django.db import connections
 from helpers import census, wait_until
 
-from django_pg_real_pool._pools import native_shortcut
-from django_pg_real_pool._pools.native_shortcut import Shortcut
-
 
 class Move(NamedTuple):
     """One hand-over between a pool and whoever uses the connection."""
@@ -48,21 +45,9 @@ class Traffic:
         return sum(move.direction == "in" for move in self.moves)
 
 
-def hide_from_shortcuts(patch: pytest.MonkeyPatch, adapter: Any) -> None:
-    """Let shortcuts not notice that methods of ConnectionPool are other ones now."""
-    patch.setattr(native_shortcut, "is_as_written", lambda *_: True)
-    for opened in list(adapter._opened.values()):
-        for name in ("getconn", "putconn") if opened.shortcut is not None else ():
-            patch.setattr(opened.shortcut, f"_{name}", getattr(type(opened.pool), name))
-
-
-def _watch_native(
-    adapter: Any, pool: Any, traffic: Traffic, patch: pytest.MonkeyPatch
-) -> None:
-    """Watch a pool, and the shortcut past its methods."""
+def _watch_native(pool: Any, traffic: Traffic, patch: pytest.MonkeyPatch) -> None:
     owner = type(pool)
     getconn, putconn = owner.getconn, owner.putconn
-    take, wait, put_back = Shortcut.take, Shortcut.wait, Shortcut.put_back
 
     def watched_getconn(self: Any, *args: Any, **kwargs: Any) -> Any:
         connection = getconn(self, *args, **kwargs)
@@ -75,34 +60,8 @@ def _watch_native(
             traffic.back(connection)
         putconn(self, connection)
 
-    def watched_wait(self: Any) -> Any:
-        connection = wait(self)
-        if self._pool is pool and connection is not None:
-            traffic.out(connection, connection.info.backend_pid)
-        return connection
-
-    def watched_take(self: Any, wrapper: Any) -> bool:
-        is_ready = take(self, wrapper)
-        if self._pool is pool and wrapper.connection is not None:
-            traffic.out(wrapper.connection, wrapper.connection.info.backend_pid)
-        return is_ready
-
-    def watched_put_back(self: Any, wrapper: Any) -> bool:
-        seen, connection = len(traffic.moves), wrapper.connection
-        if self._pool is pool:
-            traffic.back(connection)
-        try:
-            return put_back(self, wrapper)
-        finally:
-            if wrapper.connection is connection:  # it was left to the pool, or interrupted
-                del traffic.moves[seen:]
-
     patch.setattr(owner, "getconn", watched_getconn)
     patch.setattr(owner, "putconn", watched_putconn)
-    hide_from_shortcuts(patch, adapter)
-    patch.setattr(Shortcut, "take", watched_take)
-    patch.setattr(Shortcut, "wait", watched_wait)
-    patch.setattr(Shortcut, "put_back", watched_put_back)
 
 
 def _watch_own(alias: str, traffic: Traffic, patch: pytest.MonkeyPatch) -> None:
@@ -132,7 +91,7 @@ def watch(alias: str) -> Iterator[Traffic]:
     wrapper: Any = connections[alias]
     with pytest.MonkeyPatch.context() as patch:
         if alias.endswith("native"):
-            _watch_native(wrapper._hooks.pool, wrapper.pool, traffic, patch)
+            _watch_native(wrapper.pool, traffic, patch)
             yield traffic
         elif alias.endswith("own"):
             _watch_own(alias, traffic, patch)

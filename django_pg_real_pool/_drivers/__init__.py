@@ -8,12 +8,18 @@ is the driver's own connection; `connection` is what the wrapper has as
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import ModuleType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from .sockets import cut
+
+#: A statement as it was sent, with a copy of its parameters.
+Statement = tuple[Any, Any]
+#: What a connection has heard: statements, in order.
+Heard = tuple[Statement, ...]
 
 #: Every physical connection of this process that a driver was told of, but psycopg's.
 _physicals: WeakSet[Any] = WeakSet()
@@ -45,29 +51,59 @@ def _make_immortal(physical: Any) -> None:
 class Driver:
     """Any driver that follows PEP 249."""
 
-    #: `in_transaction()` only guesses, by the mode.
+    #: `transaction()` only guesses, by the mode.
     guesses = True
     #: `mode_if_ready()` and `is_usable()` see that a connection was closed by the server.
     notices_closing = False
+    #: `listen()` hears statements that pass no cursor of Django's, too.
+    hears_all = False
 
     def __init__(self) -> None:
-        self._set_up: WeakSet[Any] = WeakSet()
+        #: What each connection last heard; one that is absent is not set up.
+        self._heard: WeakKeyDictionary[Any, Heard] = WeakKeyDictionary()
+        self._sent_by_base: WeakKeyDictionary[Any, Heard] = WeakKeyDictionary()
 
     # ##### What is known of a physical connection #####
 
-    def is_set_up(self, physical: Any) -> bool:
-        """Return whether `mark_set_up` was called with this physical connection."""
-        # Without weak references it never is, so it is taken for new each time.
-        return physical in self._set_up
+    def heard(self, physical: Any) -> Heard | None:
+        """Return what was sent to set this connection up; None: it is not set up.
 
-    def mark_set_up(self, physical: Any) -> None:
+        That is, the statements of its last announcement, with their parameters.
+        """
+        # Without weak references it never is, so it is taken for new each time.
         with suppress(TypeError):
-            self._set_up.add(physical)
+            return self._heard.get(physical)
+        return None
+
+    def mark_set_up(self, physical: Any, heard: Heard) -> None:
+        """Note what a connection has heard, and how it is now: as it is to be."""
+        with suppress(TypeError):
+            self._heard[physical] = heard
             _physicals.add(physical)
 
     def forget_set_up(self, physical: Any) -> None:
         with suppress(TypeError):
-            self._set_up.discard(physical)
+            self._heard.pop(physical, None)
+
+    def sent_by_base(self, physical: Any) -> Heard:
+        """Return what a base's own `_cursor()` sent when the connection was last lent."""
+        with suppress(TypeError):
+            return self._sent_by_base.get(physical, ())
+        return ()
+
+    def note_sent_by_base(self, physical: Any, sent: Heard) -> None:
+        with suppress(TypeError):
+            self._sent_by_base[physical] = sent
+
+    def forget_others(self, physical: Any) -> None:
+        """Let all other connections to the same database be set up anew."""
+        for other in list(self._heard):
+            if other is not physical:
+                self.forget_set_up(other)
+
+    def mark_heard(self, physical: Any, heard: Heard) -> None:
+        """Note what a connection has heard, where that alone is new."""
+        self.mark_set_up(physical, heard)
 
     def mark_used(self, physical: Any) -> bool:
         """Note that the connection worked until now, and return whether it did.
@@ -76,11 +112,13 @@ class Driver:
         """
         return True
 
-    def mode_if_ready(self, physical: Any, window: float | None, now: float) -> bool | None:
-        """Return the autocommit mode of a connection that is set up and usable.
+    def mode_if_ready(
+        self, physical: Any, heard: Heard | None, window: float | None, now: float
+    ) -> bool | None:
+        """Return the autocommit mode of a connection that can be used as it is.
 
-        None: who knows.  It is the quick way of `is_set_up()`, `is_usable()` and
-        `autocommit()`; `now` is `time.monotonic()`.
+        None: it has heard something else than `heard`, or is to be looked at.  `now` is
+        `time.monotonic()`.
         """
         return None
 
@@ -93,13 +131,43 @@ class Driver:
 
     # ##### The session #####
 
-    def autocommit(self, connection: Any) -> bool | None:
+    def autocommit(self, physical: Any) -> bool | None:
         """Return the connection's autocommit mode; None when it can't be told."""
         return None
 
-    def in_transaction(self, connection: Any, autocommit: bool) -> bool:
-        """Return whether giving the connection away now would lose a transaction."""
+    def transaction(self, physical: Any, autocommit: bool) -> bool | None:
+        """Return whether the connection is in a transaction; None if it is broken."""
         return not autocommit
+
+    def has_failed(self, physical: Any) -> bool:
+        """Return whether the transaction that the connection is in can only be rolled back."""
+        return False
+
+    def has_run(self, cursor: Any) -> bool:
+        """Return whether a cursor has run a statement, and `transaction()` may know more."""
+        return False
+
+    def is_touched(self, physical: Any) -> bool:
+        """Return whether somebody has changed the connection itself since it was set up."""
+        return False
+
+    def has_new_types(self, physical: Any) -> bool:
+        """Return whether types were registered with the connection since it was set up."""
+        return False
+
+    def listen(self, physical: Any, noted: list[Statement]) -> Callable[[], None]:
+        """Add to `noted` what is sent from now on; return what ends that.
+
+        A driver for which `hears_all` is false leaves it to Django's cursors.
+        """
+        return _nothing
+
+    def say(self, physical: Any, statements: Heard) -> None:
+        """Send statements again, as they were heard."""
+        cursor = physical.cursor()
+        for sql, params in statements:
+            cursor.execute(sql, params)
+        cursor.close()
 
     def reset(self, physical: Any) -> bool:
         """Make the session as it was when it was new; return False if it can't be."""
@@ -116,6 +184,19 @@ class Driver:
 
     def close_portal(self, connection: Any, name: str) -> None:
         """Close the server's side of a named cursor that was dropped unclosed."""
+
+
+def statement(query: Any, params: Any, context: Any) -> Statement:
+    """Return a statement as it is noted: nothing that its sender may change later."""
+    if hasattr(query, "as_string"):
+        query = query.as_string(context)
+    if isinstance(params, Mapping):
+        return query, dict(params)
+    return query, None if params is None else tuple(params)
+
+
+def _nothing() -> None:
+    pass
 
 
 def driver_for(database: ModuleType) -> Driver:

@@ -6,18 +6,22 @@ It is used through the objects it gave us, so that importing this needs no drive
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from operator import itemgetter
 from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
-from . import Driver
+from . import Driver, Heard, Statement, statement
 from .question import ask
 from .sockets import cut, peeker, waiter
 
 #: Where a psycopg connection carries what we know of it: faster than a lookup.
 KNOWN = "_django_pg_real_pool"
+#: Where it carries the list of what is sent, while somebody wants to know.
+NOTED = "_django_pg_real_pool_noted"
 
 # libpq's PGTransactionStatusType and ConnStatusType: its ABI, so the numbers are fixed.
 IDLE, ACTIVE, INTRANS, INERROR = 0, 1, 2, 3
@@ -33,11 +37,19 @@ _physicals: WeakSet[Any] = WeakSet()
 class Known:
     """What is known of one physical connection."""
 
-    __slots__ = ("client_side", "peek", "used_at", "wait")
+    __slots__ = (
+        *("attributes", "client_side", "heard", "peek", "sent_by_base", "used_at", "wait"),
+    )
 
     def __init__(self, physical: Any) -> None:
-        #: psycopg's part of the session as it was set up; None: not set up.
+        #: The statements that set it up; None: it is not set up.
+        self.heard: Heard | None = None
+        #: psycopg's part of the session as it was set up: all of it, and what is quick to
+        #: compare.  Of no meaning where `heard` is None.
         self.client_side: tuple[Any, ...] | None = None
+        self.attributes: Any = None
+        #: What a base's own `_cursor()` sent when it was last lent.
+        self.sent_by_base: Heard = ()
         #: `time.monotonic()` of the last sign of life.
         self.used_at = monotonic()
         #: Look whether there is anything to be read, now or within some time.
@@ -74,30 +86,52 @@ class Psycopg(Driver):
 
     guesses = False
     notices_closing = True
+    hears_all = True
 
     # ##### What is known of a physical connection #####
 
-    def is_set_up(self, physical: Any) -> bool:
+    def heard(self, physical: Any) -> Heard | None:
         known = physical.__dict__.get(KNOWN)
-        return known is not None and known.client_side is not None
+        return None if known is None else known.heard
 
-    def mark_set_up(self, physical: Any) -> None:
-        know(physical).client_side = _client_side(physical)
+    def mark_set_up(self, physical: Any, heard: Heard) -> None:
+        known = know(physical)
+        known.client_side = _client_side(physical)
+        known.attributes = _attributes(physical)
+        known.heard = heard
+
+    def mark_heard(self, physical: Any, heard: Heard) -> None:
+        know(physical).heard = heard
 
     def forget_set_up(self, physical: Any) -> None:
-        know(physical).client_side = None
+        know(physical).heard = None
+
+    def sent_by_base(self, physical: Any) -> Heard:
+        known = physical.__dict__.get(KNOWN)
+        return () if known is None else known.sent_by_base
+
+    def note_sent_by_base(self, physical: Any, sent: Heard) -> None:
+        know(physical).sent_by_base = sent
+
+    def forget_others(self, physical: Any) -> None:
+        for other in list(_physicals):
+            if other is not physical and _database(other) == _database(physical):
+                self.forget_set_up(other)
 
     def mark_used(self, physical: Any) -> bool:
         known = physical.__dict__.get(KNOWN) or know(physical)
         known.used_at = monotonic()
         return bool(physical.pgconn.transaction_status != ACTIVE)
 
-    def mode_if_ready(self, physical: Any, window: float | None, now: float) -> bool | None:
+    def mode_if_ready(
+        self, physical: Any, heard: Heard | None, window: float | None, now: float
+    ) -> bool | None:
         known = physical.__dict__.get(KNOWN)
-        if known is None or known.client_side is None:
-            return None
         if (
-            (window is None or now - known.used_at <= window)
+            known is not None
+            and known.heard is heard
+            and heard is not None
+            and (window is None or now - known.used_at <= window)
             and physical.pgconn.status == OK
             and not known.peek()
         ):
@@ -119,26 +153,70 @@ class Psycopg(Driver):
 
     # ##### The session #####
 
-    def autocommit(self, connection: Any) -> bool | None:
-        return bool(connection.autocommit)
+    def autocommit(self, physical: Any) -> bool | None:
+        return bool(physical.autocommit)
 
-    def in_transaction(self, connection: Any, autocommit: bool) -> bool:
+    def transaction(self, physical: Any, autocommit: bool) -> bool | None:
         # Not "is autocommit off": a plain "BEGIN" sent with autocommit on is a
         # transaction too, and a block that ran nothing yet is not.
-        status = connection.pgconn.transaction_status
+        status = physical.pgconn.transaction_status
         if status == IDLE:
             return False
         if status == ACTIVE:
             # A statement was cut short.  Within a transaction Django ends it; outside
             # of one the pool replaces the connection, so nothing is worth keeping.
             return not autocommit
-        return bool(status in (INTRANS, INERROR))
+        return True if status in (INTRANS, INERROR) else None
+
+    def has_failed(self, physical: Any) -> bool:
+        return bool(physical.pgconn.transaction_status == INERROR)
+
+    def has_run(self, cursor: Any) -> bool:
+        return getattr(cursor, "pgresult", None) is not None
+
+    def is_touched(self, physical: Any) -> bool:
+        known = physical.__dict__.get(KNOWN)
+        return (
+            known is not None
+            and known.heard is not None
+            and known.attributes != _attributes(physical)
+        )
+
+    def has_new_types(self, physical: Any) -> bool:
+        known = physical.__dict__.get(KNOWN)
+        return (
+            known is not None
+            and known.heard is not None
+            and known.client_side is not None
+            and known.client_side[-1] != _adapters(physical)
+        )
+
+    def listen(self, physical: Any, noted: list[Statement]) -> Callable[[], None]:
+        # Django's cursors and `physical.execute()` alike are made by its `cursor()`.
+        make = type(physical).cursor
+
+        def cursor(*args: Any, **kwargs: Any) -> Any:
+            made = make(physical, *args, **kwargs)
+            made.__class__ = _noting(type(made))
+            return made
+
+        physical.__dict__.update({"cursor": cursor, NOTED: noted})
+
+        def stop() -> None:
+            physical.__dict__.pop("cursor", None)
+            physical.__dict__.pop(NOTED, None)
+
+        return stop
+
+    def say(self, physical: Any, statements: Heard) -> None:
+        for sql, params in statements:
+            physical.execute(sql, params)
 
     def reset(self, physical: Any) -> bool:
         if physical.closed or physical.pgconn.transaction_status == ACTIVE:
             return False
-        client_side = know(physical).client_side
-        if client_side is None or client_side != _client_side(physical):
+        known = know(physical)
+        if known.client_side is None or known.client_side != _client_side(physical):
             return False
         physical.rollback()  # sends nothing where there is no transaction
         physical.autocommit = True  # DISCARD ALL refuses to be part of one
@@ -147,6 +225,12 @@ class Psycopg(Driver):
             # because it has the server forget as well, once the next statement is done.
             physical._prepared.clear()
         physical.execute("DISCARD ALL")
+        while physical.pgconn.notifies() is not None:
+            pass  # nobody listens any more, and who did is gone
+        known.sent_by_base = ()
+        backlog = getattr(physical, "_notifies_backlog", None)
+        if backlog:
+            backlog.clear()
         return True
 
     # ##### Cursors #####
@@ -181,7 +265,6 @@ def _client_side(physical: Any) -> tuple[Any, ...] | None:
     None, where psycopg has moved something, means that no reset will do.
     """
     try:
-        adapters = physical.adapters
         return (
             physical.row_factory,
             physical.cursor_factory,
@@ -193,12 +276,48 @@ def _client_side(physical: Any) -> tuple[Any, ...] | None:
             physical.prepared_max,
             list(physical._notice_handlers),
             list(physical._notify_handlers),
-            # The maps are copied before they are written to: compare what is in them.
-            {format: _named(dumpers) for format, dumpers in adapters._dumpers.items()},
-            [dict(dumpers) for dumpers in adapters._dumpers_by_oid],
-            [dict(loaders) for loaders in adapters._loaders],
+            _adapters(physical),
         )
     except AttributeError:
+        return None
+
+
+def _adapters(physical: Any) -> Any:
+    """Return the types that a connection knows.
+
+    The maps are copied before they are written to: compare what is in them.
+    """
+    adapters = physical.adapters
+    return (
+        {format: _named(dumpers) for format, dumpers in adapters._dumpers.items()},
+        [dict(dumpers) for dumpers in adapters._dumpers_by_oid],
+        [dict(loaders) for loaders in adapters._loaders],
+    )
+
+
+#: What anybody may set who gets hold of a connection; looked at after each use.
+_ATTRIBUTES = itemgetter(
+    *("row_factory", "cursor_factory", "server_cursor_factory"),
+    *("_isolation_level", "_read_only", "_deferrable"),
+)
+
+
+def _attributes(physical: Any) -> Any:
+    try:
+        return _ATTRIBUTES(physical.__dict__)
+    except KeyError:  # psycopg keeps them elsewhere
+        return (
+            *(physical.row_factory, physical.cursor_factory),
+            *(physical.server_cursor_factory, physical.isolation_level),
+            *(physical.read_only, physical.deferrable),
+        )
+
+
+def _database(physical: Any) -> tuple[str, int, str] | None:
+    try:
+        info = physical.info
+        return (info.host, info.port, info.dbname)
+    except Exception:  # it is closed
         return None
 
 
@@ -241,6 +360,34 @@ def _answers(pgconn: Any, known: Known) -> bool:
         return False
     known.used_at = monotonic()
     return bool(pgconn.status == OK)
+
+
+@cache
+def _noting(cursor_class: Any) -> Any:
+    """Return `cursor_class` with its statements noted where their connection has `NOTED`."""
+
+    def note(cursor: Any, query: Any, params: Any) -> None:
+        noted = cursor.connection.__dict__.get(NOTED)
+        if noted is not None:
+            noted.append(statement(query, params, cursor))
+
+    class Noting(cursor_class):  # type: ignore[misc]
+        __slots__ = ()
+
+        def execute(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
+            note(self, query, params)
+            return super().execute(query, params, **kwargs)
+
+        def executemany(self, query: Any, params_seq: Any, **kwargs: Any) -> Any:
+            params_seq = list(params_seq)
+            for params in params_seq:
+                note(self, query, params)
+            return super().executemany(query, params_seq, **kwargs)
+
+    Noting.__name__ = cursor_class.__name__
+    Noting.__qualname__ = cursor_class.__qualname__
+    Noting.__module__ = cursor_class.__module__
+    return Noting
 
 
 #: What a psycopg cursor does through its connection; with a portal, fetching as well.

@@ -2,7 +2,7 @@
 
 from django.core.exceptions import ImproperlyConfigured
 
-from .._factory import make_release_backend
+from .._backend.factory import make_release_backend
 
 try:
     from dj_db_conn_pool.backends.postgresql.base import DatabaseWrapper as PooledWrapper

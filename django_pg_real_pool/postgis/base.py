@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 from django.contrib.gis.db.backends.postgis import base
 
-from .._factory import make_release_backend
+from .._backend.factory import make_release_backend
 
 
 class PooledWrapper(base.DatabaseWrapper):

@@ -324,7 +324,7 @@ def test_a_statement_that_changes_the_session_holds_it(wrapper: Any) -> None:
         with pool_of_one(ALIAS):
             with wrapper.cursor() as cursor:
                 cursor.execute(statement)
-            assert wrapper._lease.describe() == ["session state"], statement
+            assert wrapper._lease.holds.describe() == ["session state"], statement
             changed = connection_id()
             wrapper.close()
             assert connection_id() not in (changed, before)

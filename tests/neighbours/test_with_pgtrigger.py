@@ -97,7 +97,7 @@ def test_ignoring_in_a_block_holds_until_close(alias: str) -> None:
         names = set(orders(alias).values_list("name", flat=True))
         assert names == {"one", "TWO"}
         db: Any = connections[alias]
-        assert db._lease.describe() == ["session state"]
+        assert db._lease.holds.describe() == ["session state"]
         db.close()
         assert census(alias).in_use == 0
         assert backend_pid(alias) == pid
@@ -160,7 +160,7 @@ def test_its_editor_keeps_the_pin(alias: str) -> None:
     db: Any = connections[alias]
     assert "pgtrigger" in str(type(db).SchemaEditorClass.__mro__)
     with db.schema_editor() as editor:
-        assert db._lease.describe() == ["pin"]
+        assert db._lease.holds.describe() == ["pin"]
         old = Order._meta.get_field("name")
         new = models.CharField(max_length=9)
         new.set_attributes_from_name("name")

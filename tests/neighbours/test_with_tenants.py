@@ -133,7 +133,7 @@ def test_a_change_by_the_user_holds_and_is_cleaned_up() -> None:
         db = use("red")
         with db.cursor() as cursor:
             cursor.execute("SET work_mem = '77MB'")
-        assert db._lease.describe() == ["session state"]
+        assert db._lease.holds.describe() == ["session state"]
         assert owners() == {"red"}
         db.close()
         assert census(ALIAS).in_use == 0

@@ -6,14 +6,11 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-from . import _registry
-from ._origins import describe_frame
-from ._pools import Census
-
-if TYPE_CHECKING:
-    from ._state import LeaseState
+from .._pools import Census
+from .._process import registry
+from .._process.origins import describe_frame
 
 
 @dataclass(frozen=True)
@@ -48,22 +45,22 @@ class PoolStatus:
         return f"pool of database alias {self.alias!r}: {self.census}. Held by: {held}"
 
 
-def status_of(wrapper: LeaseState) -> PoolStatus:
+def status_of(wrapper: Any) -> PoolStatus:
     """Return the status of the pool behind a wrapper, the oldest lease first."""
     names = {each.ident: each.name for each in threading.enumerate()}
     frames = sys._current_frames()
     now = time.monotonic()
     leases = []
-    for each in _registry.wrappers(wrapper.alias):
-        if each.connection is None or not each._releasing:
+    for each in registry.leases(wrapper.alias):
+        if not each.is_held:
             continue
-        ident = each._thread_ident
+        ident = each.wrapper._thread_ident
         frame = frames.get(ident)
         leases.append(
             LeaseStatus(
                 thread=names.get(ident, f"ident {ident}, which has ended"),
-                holds=tuple(each._describe_holds()),
-                seconds=now - each._lease.since,
+                holds=tuple(each.describe_holds()),
+                seconds=now - each.holds.since,
                 where=describe_frame(frame) if frame is not None else None,
             )
         )
@@ -71,14 +68,14 @@ def status_of(wrapper: LeaseState) -> PoolStatus:
     return PoolStatus(wrapper.alias, wrapper._hooks.pool.census(wrapper), tuple(leases))
 
 
-def explain_exhaustion(wrapper: LeaseState, waited: float) -> str:
+def explain_exhaustion(lease: Any, waited: float) -> str:
     """Return what a person needs to know who reads it at three in the morning."""
-    trouble = wrapper._hooks.pool.trouble(wrapper)
+    trouble = lease.hooks.pool.trouble(lease)
     if trouble is not None:
         reason = f"the pool can't connect to the server: {trouble}. "
     else:
         reason = ""
     return (
-        f"couldn't get a connection for database alias {wrapper.alias!r} in "
-        f"{waited:.2f} s: {reason}{status_of(wrapper)}"
+        f"couldn't get a connection for database alias {lease.alias!r} in "
+        f"{waited:.2f} s: {reason}{status_of(lease.wrapper)}"
     )

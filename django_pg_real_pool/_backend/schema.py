@@ -15,15 +15,15 @@ class PinnedSchemaEditor:
     connection: Any
 
     def __enter__(self) -> Any:
-        self.connection._pin(self, trusted=True)
+        self.connection._lease.pin(self, is_own=True)
         try:
             return super().__enter__()  # type: ignore[misc]
         except BaseException:
-            self.connection._unpin(self)
+            self.connection._lease.unpin(self)
             raise
 
     def __exit__(self, *exc_info: object) -> Any:
         try:
             return super().__exit__(*exc_info)  # type: ignore[misc]
         finally:
-            self.connection._unpin(self)
+            self.connection._lease.unpin(self)

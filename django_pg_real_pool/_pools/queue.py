@@ -8,14 +8,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import _registry
-from . import Census, Pool
-from .queue_shortcut import QueueShortcut, connect, is_full
-
-if TYPE_CHECKING:
-    from .._state import LeaseState
+from . import Census, Pool, Session, connecting, database_of
 
 
 @cache
@@ -35,14 +30,15 @@ class QueuePool(Pool):
     size_setting = '["POOL_OPTIONS"], "POOL_SIZE" and "MAX_OVERFLOW",'
 
     def __init__(self, is_overridden: bool = False) -> None:
+        super().__init__()
         #: How the base gets or closes connections is not what that package does.
         self._is_overridden = is_overridden
         #: Who waits for a connection of each alias, first come, first served: by itself
         #: QueuePool gives what came back to whoever asks next, so a thread that asks
         #: often keeps another waiting until its time is over.
         self._lines: defaultdict[str, deque[Any]] = defaultdict(deque)
-        #: The `NAME` that the settings of each alias had when its pool was made.
-        self._databases: dict[str, str] = {}
+        #: The settings that each alias had when its pool was made.
+        self._made_with: dict[str, dict[str, Any]] = {}
 
     def failures(self) -> tuple[type[Exception], ...]:
         from sqlalchemy.exc import SQLAlchemyError
@@ -54,46 +50,51 @@ class QueuePool(Pool):
 
         return (TimeoutError,)
 
-    def checkout(self, wrapper: LeaseState) -> Any:
-        pool = dict.get(_container(), wrapper.alias)
-        if pool is not None and not wrapper._announced:
-            database = wrapper.settings_dict["NAME"]
-            if self._databases.get(wrapper.alias, database) != database:
-                # That of tests, which are not to be run on the real one.
-                self.close(wrapper)
+    def take(self, session: Session) -> Any:
+        alias = session.wrapper.alias
+        pool = dict.get(_container(), alias)
+        if pool is not None and session.source is None:
+            settings = connecting(session.wrapper.settings_dict)
+            if self._made_with.get(alias, settings) != settings:
+                # Such as the database of tests, which are not to be run on the real one.
+                self._close(alias)
                 pool = None
         if pool is None:
-            return self._make_and_checkout(wrapper)
-        line = self._lines[wrapper.alias]
+            return self._make_and_take(session)
+        session.source = pool
+        line = self._lines[alias]
         if not line and not is_full(pool):
-            return self._connect(wrapper, pool)
+            return self._connect(session, pool)
         place = Lock()
         place.acquire()
         try:
             line.append(place)
             self._wait_in(line, place, pool)
-            return self._connect(wrapper, pool)
+            return self._connect(session, pool)
         finally:
             with suppress(ValueError):
                 line.remove(place)
             _call_first(line)
 
-    def _connect(self, wrapper: LeaseState, pool: Any) -> Any:
-        if self._is_overridden or not wrapper._announced:
-            return super().checkout(wrapper)
-        return connect(pool, wrapper)
+    def _connect(self, session: Session, pool: Any) -> Any:
+        if self._is_overridden or not session.has_introduced:
+            return super().take(session)
+        # What get_new_connection() does once there is a pool.  The parameters of a new
+        # connection are not made first, which the pool has no use for.
+        connection = pool.connect()
+        self._out[id(session)] = connection
+        if session.wrapper.vendor == "postgresql":
+            connection.info = connection.dbapi_connection.info
+        return connection
 
-    def shortcut(self, wrapper: LeaseState) -> Any:
-        # With another driver it can't be seen whether there is more to do.
-        if self._is_overridden or wrapper._hooks.driver.guesses:
-            return None
-        return QueueShortcut(self, _container(), self._lines[wrapper.alias])
-
-    def checkin(self, wrapper: LeaseState) -> None:
+    def put(self, session: Session) -> None:
         if self._is_overridden:
-            super().checkin(wrapper)
-        else:
-            wrapper.connection.close()
+            super().put(session)
+            return
+        # First, so that whoever queries while it goes back gets another.
+        connection = session.let_go()
+        connection.close()
+        self.forget(session)
 
     def _wait_in(self, line: deque[Any], place: Any, pool: Any) -> None:
         from sqlalchemy.exc import TimeoutError
@@ -105,36 +106,47 @@ class QueuePool(Pool):
                 raise TimeoutError(f"connection timed out, timeout {pool.timeout():.2f}")
             place.acquire(timeout=min(remaining, _LOOK_AGAIN))
 
-    def _make_and_checkout(self, wrapper: LeaseState) -> Any:
+    def _make_and_take(self, session: Session) -> Any:
         # The pool is made on the way.  It is to do without a ping at each checkout,
         # which is on by default, where we look ourselves (see CHECK_AFTER_IDLE).
+        wrapper = session.wrapper
         settings = wrapper.settings_dict
         options = dict(settings.get("POOL_OPTIONS", {}))
-        if wrapper._hooks.driver.notices_closing:
+        if session.notices_closing:
             options["PRE_PING"] = False
         wrapper.settings_dict = {**settings, "POOL_OPTIONS": options}
         try:
-            connection = super().checkout(wrapper)
+            connection = super().take(session)
         finally:
             wrapper.settings_dict = settings
-            self._databases[wrapper.alias] = settings["NAME"]
-        idle: Any = getattr(_container().get(wrapper.alias), "_pool", None)
+            self._made_with[wrapper.alias] = connecting(settings)
+        pool = session.source = _container().get(wrapper.alias)
+        idle: Any = getattr(pool, "_pool", None)
         if getattr(idle, "use_lifo", None) is False:
             idle.use_lifo = True  # the one used last, whose server process is warm
         return connection
 
-    def discard(self, wrapper: LeaseState) -> None:
-        wrapper.connection.invalidate()
+    def discard(self, session: Session) -> None:
+        session.wrapper.connection.invalidate()
 
-    def close(self, wrapper: LeaseState) -> None:
+    def close(self, wrapper: Any) -> None:
         # Neither package does, though Django asks it to before it clones a database.
-        pool = _container().pop(wrapper.alias, None)
+        self._close(wrapper.alias)
+
+    def close_all_of(self, database: Any) -> None:
+        for alias, made_with in list(self._made_with.items()):
+            if database_of(made_with) == database:
+                self._close(alias)
+
+    def _close(self, alias: str) -> None:
+        self._made_with.pop(alias, None)
+        pool = _container().pop(alias, None)
         if pool is not None:
             pool.dispose()
 
     def physical(self, connection: Any) -> Any:
         # The pool wraps the driver's connection in a new proxy at every checkout.
-        return connection.driver_connection
+        return connection.dbapi_connection
 
     def most(self, settings_dict: Mapping[str, Any]) -> int | None:
         given = settings_dict.get("POOL_OPTIONS", {})
@@ -146,7 +158,7 @@ class QueuePool(Pool):
             return None
         return size + over if size > 0 and over >= 0 else None  # else without a limit
 
-    def census(self, wrapper: LeaseState) -> Census:
+    def census(self, wrapper: Any) -> Census:
         if not _container().has(wrapper.alias):
             return Census()
         pool = _container().get(wrapper.alias)
@@ -160,9 +172,10 @@ class QueuePool(Pool):
         # Another thread of the parent may have held it.
         type(container).lock = Lock()
         self._lines.clear()
-        for wrapper in _registry.wrappers():
-            _forget_end(wrapper.connection)
-        return pools
+        out = super().abandon()
+        for proxy in out.values():
+            _forget_end(proxy)
+        return pools, out
 
 
 def _forget_end(proxy: Any) -> None:
@@ -178,3 +191,9 @@ def _forget_end(proxy: Any) -> None:
 def _call_first(line: deque[Any]) -> None:
     with suppress(IndexError, RuntimeError):  # nobody waits, or it was called already
         line[0].release()
+
+
+def is_full(pool: Any) -> bool:
+    """Return whether a pool has all that it may have, and none is idle."""
+    most_over = getattr(pool, "_max_overflow", -1)
+    return bool(0 <= most_over <= pool.overflow() and not pool.checkedin())

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.asyncio import async_unsafe
 
-from ._cursor import AutoConnectionReleaseCursor
-from ._django import as_written, undecorated
-from ._holding import CURSOR
-from ._lease import Event, Hold
+from .._lease import setup
+from .._lease.facts import Phase, Use
+from .._lease.rule import Hold
+from .cursor import AutoConnectionReleaseCursor, hold_for
+from .names import as_written, undecorated
 
 if TYPE_CHECKING:
-    from ._checkout import Checkout as _Base
+    from .names import MixedWrapper as _Base
 else:
     _Base = BaseDatabaseWrapper
 
@@ -33,27 +34,32 @@ _refuse_event_loop: Any = async_unsafe(lambda: None)
 _CURSOR, _ = undecorated(BaseDatabaseWrapper.cursor)
 _PREPARE = as_written(BaseDatabaseWrapper, "_prepare_cursor")
 
+POOLED = Use.POOLED
 
-class DjangoFloor(_Base):
+
+class LowerLayer(_Base):
     """Stands for `BaseDatabaseWrapper` where a wrapper has no connection between holds.
 
     Unlike the mixin at the top it may assume that the base has had its say.
     """
 
     def connect(self) -> None:
-        if self._releasing:
-            self._take()
+        lease = self._lease
+        if lease.use is POOLED:
+            if self.connection is None:
+                lease.get()
+            setup.set_up(lease)
         else:
             super().connect()
 
     def close(self) -> None:
-        if self._releasing and self.connection is not None:
-            self._is_given_back = True
-        if self._ending_lease:
-            self._hooks.pool.checkin(self)
-            self.connection = None
-        else:
-            super().close()
+        lease = self._lease
+        if lease.phase is Phase.RETURNING:
+            self._hooks.pool.put(lease)
+            return
+        if lease.phase is Phase.CLOSING and self.connection is not None:
+            lease.is_going()
+        super().close()
 
     # ##### Cursors #####
 
@@ -63,41 +69,17 @@ class DjangoFloor(_Base):
         return super().cursor()
 
     def _cursor(self, name: str | None = None) -> Any:
-        if not (self._releasing or self._begin()):
+        lease = self._lease
+        if lease.use is not POOLED and not lease.begin():
             return super()._cursor(name)
         if self._thread_ident != get_ident():
             self.validate_thread_sharing()
-        with self._lease_lock:
-            try:
-                if self.connection is None:
-                    self._checkout()
-                else:
-                    if self._closed_elsewhere or CURSOR in self._lease.holds:
-                        self._warn_of(self._reclaim_cursors())
-                    if self._hooks.health_check or not self.health_check_done:
-                        self.close_if_health_check_failed()
-                        if self.connection is None:
-                            self._begin()
-                            self._checkout()
-                try:
-                    cursor = self._make_cursor(name)
-                    if self._hooks.makes_cursors and not isinstance(
-                        cursor, AutoConnectionReleaseCursor
-                    ):
-                        cursor = self._hold_for(cursor)
-                except Exception:
-                    with self.wrap_database_errors:
-                        raise
-            except BaseException:
-                self._settle()
-                raise
-            if self.connection is None:
-                # A signal handler made a query before there was a hold: it ended the lease.
-                cursor.close()
-                return self._cursor(name)
-            if name is not None:
-                self._portals[id(cursor.cursor)] = name
-            return cursor
+        cursor = lease.open_cursor(name)
+        if self.connection is None:
+            # A signal handler made a query before there was a hold: it ended the lease.
+            cursor.close()
+            return self._cursor(name)
+        return cursor
 
     def _make_cursor(self, name: str | None) -> Any:
         """Make a cursor by the hooks for it, or by what Django's do besides asking again.
@@ -111,19 +93,23 @@ class DjangoFloor(_Base):
             raw = create(name)
         prepare = self._prepare_cursor
         if self._logs_queries() or getattr(prepare, "__func__", None) is not _PREPARE:
-            return prepare(raw)
-        return self.make_cursor(raw)
+            cursor = prepare(raw)
+        else:
+            cursor = self.make_cursor(raw)
+        if self._hooks.makes_cursors and not isinstance(cursor, AutoConnectionReleaseCursor):
+            cursor = hold_for(self, cursor)
+        return cursor
 
     def close_if_health_check_failed(self) -> None:
-        pins = list(self._lease.holds.get(Hold.PIN, ()))
+        lease = self._lease
+        pins = list(lease.holds.now.get(Hold.PIN, ()))
+        own = lease.own_pins & set(pins)
         super().close_if_health_check_failed()
         if pins and self.connection is None:
             # It did fail, and close() was the end of all holds; but nobody left a pin.
-            with self._lease_lock:
-                self._begin()
-                self._checkout()
-                for token in pins:
-                    self._lease.happened(Event.PIN_ENTERED, token)
+            lease.begin()
+            for token in pins:
+                lease.pin(token, token in own)
 
     # ##### Transactions #####
 
@@ -133,7 +119,8 @@ class DjangoFloor(_Base):
     def get_autocommit(self) -> bool:
         if _get_running_loop() is not None:
             _refuse_event_loop()
-        if self._releasing or self._begin():
+        lease = self._lease
+        if lease.use is POOLED or lease.begin():
             return self.autocommit
         return super().get_autocommit()
 
@@ -146,7 +133,8 @@ class DjangoFloor(_Base):
             self.validate_no_atomic_block()  # raises
         if _get_running_loop() is not None:
             _refuse_event_loop()
-        if not (self._releasing or self._begin()):
+        lease = self._lease
+        if lease.use is not POOLED and not lease.begin():
             super().set_autocommit(
                 autocommit, force_begin_transaction_with_broken_autocommit
             )
@@ -154,64 +142,70 @@ class DjangoFloor(_Base):
         # Only Atomic.__enter__() asks to force the BEGIN.
         by_atomic = force_begin_transaction_with_broken_autocommit
         if self.connection is not None:
-            with self._lease_lock:
-                # Before anything is switched: a dropped cursor's warning may be an error.
-                self._settle()
+            # Before anything is switched: a dropped cursor's warning may be an error.
+            lease.settle()
             if self.connection is not None:
                 self._set_autocommit_leased(autocommit, by_atomic)
                 return
-        self._autocommit_off_by_atomic = by_atomic
+        lease.is_off_by_atomic = by_atomic
         # The mode is noted, for the next checkout; the rest is as stock.
-        if self._unsent_savepoints:
+        if lease.unsent_savepoints:
             # savepoint() by hand, outside a block: of a transaction that never began.
-            self._unsent_savepoints.clear()
+            lease.unsent_savepoints.clear()
+        lease.forget_transaction()
         if not autocommit and self._logs_queries():
-            self._log_unsent("BEGIN")
+            lease.log_unsent("BEGIN")
         self.autocommit = autocommit
         if autocommit and self.run_commit_hooks_on_set_autocommit_on:
             self.run_and_clear_commit_hooks()
             self.run_commit_hooks_on_set_autocommit_on = False
 
     def _set_autocommit_leased(self, autocommit: bool, by_atomic: bool) -> None:
-        leaving_atomic = autocommit and self._autocommit_off_by_atomic
-        self._autocommit_off_by_atomic = by_atomic
+        lease = self._lease
+        leaving_atomic = autocommit and lease.is_off_by_atomic
+        lease.is_off_by_atomic = by_atomic
         callbacks = self.run_on_commit
         try:
             super().set_autocommit(autocommit, by_atomic)
-        except BaseException:
+        except BaseException as error:
             if (
                 leaving_atomic
                 and not self.autocommit
                 and self.run_on_commit is callbacks  # so none of them has run, or raised
+                and (
+                    lease.is_end_missing or not isinstance(error, self._hooks.of_database)
+                )
             ):
                 # COMMIT or ROLLBACK was interrupted, so the connection is still in the
                 # transaction that this block leaves: nobody will end it but the pool.
+                # Not so if it is another: of a thread that shares the wrapper.
                 self.close()
             raise
-        with self._lease_lock:
-            self._settle()
+        lease.settle()
 
     def _commit(self) -> None:
-        if self.connection is None and self._releasing:
+        if self.connection is None and self._lease.use is POOLED:
+            self._lease.refuse_if_lost()
             if self._logs_queries():
-                self._log_unsent("COMMIT")
+                self._lease.log_unsent("COMMIT")
         else:
             super()._commit()
 
     def _rollback(self) -> None:
-        if self.connection is None and self._releasing:
+        if self.connection is None and self._lease.use is POOLED:
             if self._logs_queries():
-                self._log_unsent("ROLLBACK")
+                self._lease.log_unsent("ROLLBACK")
         else:
             super()._rollback()
 
     # ##### Savepoints #####
 
     def _savepoint(self, sid: str) -> None:
-        if self.connection is None and self._releasing:
+        if self.connection is None and self._lease.use is POOLED:
+            self._lease.refuse_if_lost()
             self.validate_no_broken_transaction()
-            self._log_unsent(self.ops.savepoint_create_sql(sid))
-            self._unsent_savepoints.append((sid, list(self.execute_wrappers)))
+            self._lease.log_unsent(self.ops.savepoint_create_sql(sid))
+            self._lease.unsent_savepoints.append((sid, list(self.execute_wrappers)))
         else:
             super()._savepoint(sid)
 
@@ -221,8 +215,8 @@ class DjangoFloor(_Base):
             super()._savepoint_rollback(sid)
         else:
             self.validate_no_broken_transaction()
-            self._log_unsent(self.ops.savepoint_rollback_sql(sid))
-            del self._unsent_savepoints[position + 1 :]
+            self._lease.log_unsent(self.ops.savepoint_rollback_sql(sid))
+            del self._lease.unsent_savepoints[position + 1 :]
 
     def _savepoint_commit(self, sid: str) -> None:
         position = self._position_of_unsent(sid)
@@ -230,11 +224,11 @@ class DjangoFloor(_Base):
             super()._savepoint_commit(sid)
         else:
             self.validate_no_broken_transaction()
-            self._log_unsent(self.ops.savepoint_commit_sql(sid))
-            del self._unsent_savepoints[position:]
+            self._lease.log_unsent(self.ops.savepoint_commit_sql(sid))
+            del self._lease.unsent_savepoints[position:]
 
     def _position_of_unsent(self, sid: str) -> int | None:
-        for position, (unsent, _) in enumerate(self._unsent_savepoints):
+        for position, (unsent, _) in enumerate(self._lease.unsent_savepoints):
             if unsent == sid:
                 return position
         return None

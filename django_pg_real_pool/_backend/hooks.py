@@ -14,15 +14,17 @@ from typing import Any
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ._django import undecorated
-from ._drivers import Driver, driver_for
-from ._pools import Pool
-from ._pools.native import NativePool
-from ._pools.queue_pool import QueuePool
+from .names import is_decorated_by_django, undecorated
+from .._drivers import Driver, driver_for
+from .._pools import Pool
+from .._pools.native import NativePool
+from .._pools.queue import QueuePool
 
 #: Packages whose overrides were read: what they do is the same for a connection's life.
 KNOWN = ("django", "dj_db_conn_pool")
 OURS = __name__.partition(".")[0]
+
+_ENSURE_CONNECTION, _ = undecorated(BaseDatabaseWrapper.ensure_connection)
 
 #: The hooks of which it can be said that an override is about the physical connection.
 ONCE_PER_CONNECTION = (
@@ -55,8 +57,25 @@ class Hooks:
     makes_cursors: bool = field(repr=False)
     #: What may be raised while a connection is given back, and is only logged then.
     failures: tuple[type[Exception], ...] = field(repr=False)
+    #: What database and driver raise: not an exception that was thrown into the thread.
+    of_database: tuple[type[Exception], ...] = field(repr=False)
     pool: Pool
     driver: Driver
+
+    def has_replaced_connect(self, wrapper: Any) -> bool:
+        """Return whether a connection is to be taken by way of Django's own methods.
+
+        The base may connect in its own way; or somebody has put something in the place of
+        a method of the wrapper, to forbid or watch; or Django is to refuse.
+        """
+        of_this_one, ensure = wrapper.__dict__, type(wrapper).ensure_connection
+        return bool(
+            self.connect
+            or wrapper.closed_in_transaction
+            or "connect" in of_this_one
+            or "ensure_connection" in of_this_one
+            or (ensure is not _ENSURE_CONNECTION and not is_decorated_by_django(ensure))
+        )
 
 
 def definer(cls: type, name: str) -> type | None:
@@ -115,6 +134,7 @@ def read(cls: Any) -> Hooks:
         plain_cursors=definer(cls, "make_cursor") is BaseDatabaseWrapper,
         makes_cursors=not _is_ours(cls, "make_cursor", "make_debug_cursor"),
         failures=failures,
+        of_database=(Error, cls.Database.Error),
         pool=pool,
         driver=driver_for(cls.Database),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from ._checks import ReleaseValidation
-from ._schema import PinnedSchemaEditor
+from .._checks import ReleaseValidation
+from .schema import PinnedSchemaEditor
 
 #: By the attribute of the wrapper class.
 _MIXINS: dict[str, Any] = {

@@ -85,7 +85,7 @@ def undecorated(method: Any) -> tuple[Any, Any]:
 if TYPE_CHECKING:
 
     class Wrapper(BaseDatabaseWrapper):
-        """What a type checker is to know of a wrapper."""
+        """What a type checker is to know of a wrapper of Django's."""
 
         _thread_ident: int
         _connection_pools: dict[str, Any]
@@ -100,6 +100,14 @@ if TYPE_CHECKING:
         def _savepoint_commit(self, sid: str) -> None: ...
         def _savepoint_rollback(self, sid: str) -> None: ...
         def _set_autocommit(self, autocommit: bool) -> None: ...
+
+    class MixedWrapper(Wrapper):
+        """What a type checker is to know of a made wrapper, seen from its lower layer."""
+
+        _hooks: Any
+        _lease: Any
+
+        def _logs_queries(self) -> bool: ...
 
     class Cursor(CursorWrapper):
         """What a type checker is to know of a cursor."""

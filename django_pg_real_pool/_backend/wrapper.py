@@ -1,8 +1,10 @@
 """The upper layer of a made class: what must see, or precede, what its base does.
 
-A made class is `(ConnectionReleaseMixin, <base>, DjangoFloor)`.  A call passes the
-mixin, then the base with all its overrides, then the floor, which stands just above
+A made class is `(ConnectionReleaseMixin, <base>, LowerLayer)`.  A call passes the mixin,
+then the base with all its overrides, then the lower layer, which stands just above
 Django's `BaseDatabaseWrapper` and answers in its place what needs no connection.
+
+Neither decides anything.  What there is to know and to decide is `wrapper._lease`'s.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import time
 from asyncio import _get_running_loop
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
@@ -19,24 +22,36 @@ from django.db.backends import utils
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.asyncio import async_unsafe
 
-from . import _creation, _fork, _hooks
-from ._checkout import Checkout
-from ._cursor import releasing_class
-from ._django import as_written, undecorated
-from ._floor import DjangoFloor
-from ._holding import CONNECT
-from ._lease import Event, Hold
-from ._parts import replace_parts
+from .. import _drivers
+from .._drivers import psycopg3
+from .._lease import setup
+from .._lease.facts import Phase, Use
+from .._lease.lease import CONNECT, Lease
+from .._lease.rule import Hold
+from .._pools import database_of
+from .._process import fork, registry
+from . import creation, hooks
+from .cursor import hold_for, releasing_class
+from .lower import LowerLayer
+from .names import DJANGOS_QUERIES_LOGGED, SETTINGS_READ, as_written, undecorated
+from .parts import replace_parts
 
-_fork.watch()
+if TYPE_CHECKING:
+    from .names import Wrapper as _Base
+else:
+    _Base = object
+
+fork.watch(psycopg3.cut_inherited, _drivers.cut_inherited)
 
 # Django's methods, if nobody has put others in their place, to watch or forbid them; and
 # the one without its decorator, which is a seventh of an empty block.
 _MAKE_CURSOR = as_written(BaseDatabaseWrapper, "make_cursor")
 _COMMIT, _commit_undecorated = undecorated(BaseDatabaseWrapper.commit)
 
+POOLED = Use.POOLED
 
-class ConnectionReleaseMixin(Checkout):
+
+class ConnectionReleaseMixin(_Base):
     """Makes a pooled wrapper take its connection late and give it back early.
 
     Unlike the base, which keeps its connection from the first use until `close()`, it
@@ -49,29 +64,63 @@ class ConnectionReleaseMixin(Checkout):
     #: run when a wrapper gets its first connection since close(), and for each connection
     #: that is new, but not for each lease.
     once_per_connection: ClassVar[Collection[str]]
+    #: What the base overrides, read when the class was made.
+    _hooks: ClassVar[hooks.Hooks]
+    #: The one attribute that an instance has and its base has not.
+    _lease: Lease
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if DjangoFloor not in cls.__mro__:
+        if LowerLayer not in cls.__mro__:
             # Written by hand: `class DatabaseWrapper(ConnectionReleaseMixin, Base)`.
-            cls.__bases__ = (*cls.__bases__, DjangoFloor)
+            cls.__bases__ = (*cls.__bases__, LowerLayer)
         _check_names(cls)
-        cls._hooks = _hooks.read(cls)
-        _fork.pools_in_use.add(cls._hooks.pool)
+        cls._hooks = hooks.read(cls)
+        registry.add_adapter(cls._hooks.pool)
         if cls._hooks.cursor:
             cls._cursor = _guarded_cursor  # type: ignore[assignment, method-assign]
         replace_parts(cls)
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._lease = Lease(self)
+        super().__init__(*args, **kwargs)
+
+    def __copy__(self) -> Any:
+        """Return a wrapper that has no lease, and is in no block of this one's.
+
+        With the lease shared, the end of the copy would be the end of the lease.
+        """
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))
+        copied._lease = Lease(copied)
+        if self._lease.use is Use.UNPOOLED:  # as stock: they share the connection
+            copied._lease.use = Use.UNPOOLED
+        else:
+            copied.connection = None
+            copied._lease.is_base_unaware = self._hooks.close
+            setup.reset_transaction_state(copied)
+        return copied
+
     @property
     def pool(self) -> Any:
         """The base's pool, where it has such an attribute; never opened by reading it."""
-        if self._pool_stand_in is not None:
-            return self._pool_stand_in
+        if self._lease.pool_stand_in is not None:
+            return self._lease.pool_stand_in
         self._hooks.pool.prepare(self)
         return self._pool_of_base()
 
     def _pool_of_base(self) -> Any:
         return super().pool  # type: ignore[misc]
+
+    def _logs_queries(self) -> bool:
+        """Return `queries_logged`, sooner where it is False: a block asks twice."""
+        if (
+            SETTINGS_READ.get("DEBUG") is False
+            and not self.force_debug_cursor
+            and type(self).queries_logged is DJANGOS_QUERIES_LOGGED
+        ):
+            return False
+        return self.queries_logged
 
     # ##### Establishing and ending a connection #####
 
@@ -82,41 +131,40 @@ class ConnectionReleaseMixin(Checkout):
         If there is one already, it is given back and the transaction state is reset, as
         by stock.  Raises what the driver or the pool raises; nothing is out then.
         """
-        if self._checking_out:
-            self._checking_out = False
-            self._open_lease()
+        lease = self._lease
+        if lease.phase is Phase.ASKED:
+            lease.open()
             return
-        if self._releasing and self.connection is not None:
-            self._close_lease()
-            self._end_session()
+        if lease.is_held:
+            lease.drop()
+            lease.end_session()
         # Between two leases it is Django's ensure_connection() that calls this: the
         # block that is open, and its transaction, go on.
-        if self._releasing or self._begin(explicitly=True):
-            with self._lease_lock:
-                self._open_lease()
-                if _creation.is_under_way():
-                    self._settle()
-                else:
-                    self._lease.happened(Event.CONNECTED)
+        if lease.begin(explicitly=True):
+            lease.connected(not creation.is_under_way())
         else:
             super().connect()
+
+    def _connect_as_base(self) -> None:
+        super().connect()
 
     @async_unsafe
     def is_usable(self) -> bool:
         """Ask the connection that there is, or else the one that a query would get."""
-        if self.connection is not None or not self._releasing:
+        lease = self._lease
+        if self.connection is not None or lease.use is not POOLED:
             return super().is_usable()
         # To ask is no statement of a block, so it must not begin its transaction.
-        with self._outside_transaction():
+        with setup.outside_transaction(lease):
             token = object()
             try:
-                self._pin(token, trusted=True)
+                lease.pin(token, is_own=True)
             except DatabaseError:
                 return False
             try:
                 return super().is_usable()
             finally:
-                self._unpin(token)
+                lease.unpin(token)
 
     @async_unsafe
     def close(self) -> None:
@@ -125,50 +173,55 @@ class ConnectionReleaseMixin(Checkout):
         A cursor that is open still is cut off: executing on it raises InterfaceError,
         rows that were fetched already stay readable.
         """
-        is_ending_lease = self._ending_lease and self.connection is not None
-        if is_ending_lease or not self._releasing:
-            super().close()
+        lease = self._lease
+        if lease.phase is Phase.RETURNING or lease.use is not POOLED:
+            super().close()  # the end of a lease, of which the base is to hear
             return
         self.validate_thread_sharing()
-        with self._lease_lock:
-            try:
-                if self.connection is not None:
-                    self._close_lease(as_stock=True)
-                else:
-                    self._ending_lease = False  # where _end_lease() was interrupted
-                    super().close()
-                    if self.in_atomic_block:
-                        self.closed_in_transaction = True
-                        self.needs_rollback = True
-            finally:
-                self._end_session()
+        try:
+            if self.connection is not None:
+                lease.drop(as_stock=True)
+            else:
+                super().close()
+                if self.in_atomic_block:
+                    self.closed_in_transaction = True
+                    self.needs_rollback = True
+        finally:
+            lease.end_session()
+
+    def _close_as_base(self) -> None:
+        super().close()
 
     def close_pool(self) -> None:
-        """Close the alias's pool; the next checkout opens another.
+        """Close the alias's pool, and each other pool of the same database.
 
-        Django asks for it before it clones or drops a database.
+        The next checkout opens another.  Django asks for it before it clones or drops a
+        database, which nobody may be connected to then.
         """
+        for adapter in registry.adapters():
+            adapter.close_all_of(database_of(self.settings_dict))
         self._hooks.pool.close(self)
         close_pool_of_base = getattr(super(), "close_pool", None)
         if close_pool_of_base is not None:
             close_pool_of_base()
 
     def close_if_unusable_or_obsolete(self) -> None:
-        if self._releasing and self.connection is None:
+        lease = self._lease
+        if lease.use is POOLED and self.connection is None:
             # Nothing is checked out, so there is nothing to test, only to forget.
             self.errors_occurred = False
-            if self.autocommit is not self._default_autocommit or (
+            if self.autocommit is not lease.default_autocommit or (
                 self.close_at is not None and time.monotonic() >= self.close_at
             ):
                 self.close()
             return
         super().close_if_unusable_or_obsolete()
-        if Hold.SESSION in self._lease.holds and not self.in_atomic_block:
+        if Hold.SESSION in lease.holds.now and not self.in_atomic_block:
             # With a CONN_MAX_AGE stock keeps the connection, but the session of one
             # request is none of the next one's.
             self.close()
         if (
-            self._releasing is not False
+            lease.use is not Use.UNPOOLED
             and self.closed_in_transaction
             and self.in_atomic_block
             and not self.atomic_blocks
@@ -181,7 +234,7 @@ class ConnectionReleaseMixin(Checkout):
     def temporary_connection(self) -> Iterator[Any]:
         # Stock closes what it opened, by `connection is None`: here that is no sign of
         # an unused wrapper, and close() within a block would be the end of the block.
-        was_unused = not self._releasing and self.connection is None
+        was_unused = self._lease.use is not POOLED and self.connection is None
         try:
             with self.cursor() as cursor:
                 yield cursor
@@ -194,16 +247,16 @@ class ConnectionReleaseMixin(Checkout):
     def commit(self) -> None:
         if self.connection is None:
             self._commit_as_base()
-            if self._unsent_savepoints:
-                self._unsent_savepoints.clear()
+            self._lease.unsent_savepoints.clear()
             return
         self._validate_end_of_transaction()
-        has_ended = False
+        has_returned = False
         try:
             self._commit_as_base()
-            has_ended = True
+            has_returned = True
         finally:
-            self._transaction_ended(has_ended)
+            # Before set_autocommit(True), hence before the callbacks of on_commit() run.
+            self._lease.end_transaction(has_returned)
 
     def _commit_as_base(self) -> None:
         if (
@@ -218,81 +271,63 @@ class ConnectionReleaseMixin(Checkout):
     def rollback(self) -> None:
         if self.connection is None:
             super().rollback()
-            self._unsent_savepoints.clear()
+            self._lease.forget_transaction()
+            self._lease.unsent_savepoints.clear()
             return
         self._validate_end_of_transaction()
-        has_ended = False
+        has_returned = False
         try:
             super().rollback()
-            has_ended = True
+            has_returned = True
         finally:
-            self._transaction_ended(has_ended)
+            self._lease.end_transaction(has_returned)
 
     def _validate_end_of_transaction(self) -> None:
         # As stock does next; but what is refused must not be taken for an end.
         self.validate_thread_sharing()
         self.validate_no_atomic_block()
-        if CONNECT in self._lease.holds:
+        if CONNECT in self._lease.holds.now:
             # It ends with the transaction, of which no cursor may have told: savepoints
             # and is_usable() begin one, too.
-            with self._lease_lock:
-                self._settle()
-
-    def _transaction_ended(self, certainly: bool) -> None:
-        # Before set_autocommit(True), hence before the callbacks of on_commit() run.
-        with self._lease_lock:
-            self._settle(ended=certainly)
+            self._lease.look_at_transaction()
 
     # ##### Cursors #####
 
-    # Of a subclass's own class of cursors, DjangoFloor._cursor() takes care.
+    # Of a subclass's own class of cursors, LowerLayer._cursor() takes care.
 
     def make_cursor(self, cursor: Any) -> Any:
         if (
-            self._releasing
+            self._lease.use is POOLED
             and self._hooks.plain_cursors
             and BaseDatabaseWrapper.make_cursor is _MAKE_CURSOR
         ):
             made = releasing_class(utils.CursorWrapper)(cursor, self)
-            self._hold(cursor)
+            self._lease.cursor_opened(cursor)
             return made
         made = super().make_cursor(cursor)
-        return self._hold_for(made) if self._releasing else made
+        return hold_for(self, made)
 
     def make_debug_cursor(self, cursor: Any) -> Any:
-        made = super().make_debug_cursor(cursor)
-        return self._hold_for(made) if self._releasing else made
+        return hold_for(self, super().make_debug_cursor(cursor))
 
 
 def _check_names(cls: type[ConnectionReleaseMixin]) -> None:
-    named = set(getattr(cls, "once_per_connection", ()))
-    unknown = sorted(named - set(_hooks.ONCE_PER_CONNECTION))
+    given = getattr(cls, "once_per_connection", ())
+    if isinstance(given, str):
+        raise ImproperlyConfigured(
+            f"{cls.__module__}.{cls.__qualname__}: once_per_connection is {given!r}; pass "
+            f"a list of names: [{given!r}]."
+        )
+    unknown = sorted(set(given) - set(hooks.ONCE_PER_CONNECTION))
     if unknown:
         raise ImproperlyConfigured(
             f"{cls.__module__}.{cls.__qualname__}: once_per_connection can't have "
             f"{', '.join(map(repr, unknown))}; valid names are: "
-            f"{', '.join(_hooks.ONCE_PER_CONNECTION)}."
+            f"{', '.join(hooks.ONCE_PER_CONNECTION)}."
         )
 
 
 def _guarded_cursor(self: ConnectionReleaseMixin, name: str | None = None) -> Any:
-    """Stands above a base's own `_cursor()`, which may run statements, and may raise.
-
-    What it does to the session it does for each cursor anew, or until its `close()`: so
-    this is the connection's configuration, as what a receiver does, and no change of it.
-    """
-    with self._lease_lock:
-        before = set(self._lease.holds.get(Hold.CURSOR, ()))
-        has_made = False
-        self._setting_up += 1
-        try:
-            cursor = super(ConnectionReleaseMixin, self)._cursor(name)
-            has_made = True
-        finally:
-            self._setting_up -= 1
-            if not has_made:
-                for who in set(self._lease.holds.get(Hold.CURSOR, ())) - before:
-                    self._lease.happened(Event.CURSOR_CLOSED, who)
-            if Hold.CURSOR not in self._lease.holds:
-                self._settle()
-        return cursor
+    """Stands above a base's own `_cursor()`."""
+    make = super(ConnectionReleaseMixin, self)._cursor
+    return self._lease.base_cursor(partial(make, name))

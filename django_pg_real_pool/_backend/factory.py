@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ._floor import DjangoFloor
-from ._wrapper import ConnectionReleaseMixin
+from .lower import LowerLayer
+from .wrapper import ConnectionReleaseMixin
 
 W = TypeVar("W", bound=BaseDatabaseWrapper)
 
@@ -65,7 +65,7 @@ def make_release_backend(
 def _make(base: type[W], module: str, once: frozenset[str]) -> type[Any]:
     return type(
         base.__name__,
-        (ConnectionReleaseMixin, base, DjangoFloor),
+        (ConnectionReleaseMixin, base, LowerLayer),
         {
             "__module__": module,
             "__qualname__": base.__name__,

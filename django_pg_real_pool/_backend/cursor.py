@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.backends.utils import CursorWrapper
 
-from ._django import DJANGOS_GETATTR, DJANGOS_LOOP
-from ._session import changes_session, function_changes_session
+from .names import DJANGOS_GETATTR, DJANGOS_LOOP
+from .._lease.facts import Transaction, Use
+from .._session import changes_session, function_changes_session
+
+#: Looked up here once: it is needed for each query.
+NONE = Transaction.NONE
 
 if TYPE_CHECKING:
-    from ._django import Cursor as _Base
+    from .names import Cursor as _Base
 else:
     _Base = object
 
@@ -48,17 +52,28 @@ class AutoConnectionReleaseCursor(_Base):
         its lease.
         """
         db, raw = self.db, self.cursor
+        lease = db._lease
         try:
             if (
                 db.execute_wrappers
                 or self._has_own_loop
                 or _CursorWrapper._execute_with_wrappers is not DJANGOS_LOOP
             ):
-                return super()._execute_with_wrappers(
-                    sql, params, many, self._looking_first(executor)
-                )
+                try:
+                    lease.wrapping += 1
+                    return super()._execute_with_wrappers(
+                        sql, params, many, self._looking_first(executor)
+                    )
+                finally:
+                    lease.wrapping -= 1
             if (change := changes_session(sql, raw)) is not None:
-                db._session_changes(change, raw)
+                lease.session_changes(change, raw)
+            if lease.transaction is NONE and (
+                not db.autocommit or db._hooks.driver.has_run(raw)
+            ):
+                lease.before_statement(raw)
+            if lease.noting is not None:
+                lease.note(sql, params, raw)
             return executor(sql, params, many, {"connection": db, "cursor": self})
         except Exception:
             raise
@@ -67,16 +82,23 @@ class AutoConnectionReleaseCursor(_Base):
             raise
 
     def _looking_first(self, executor: Any) -> Any:
-        def execute(sql: Any, *args: Any) -> Any:
-            if (change := changes_session(sql, self.cursor)) is not None:
-                self.db._session_changes(change, self.cursor)
-            return executor(sql, *args)
+        def execute(sql: Any, params: Any, *args: Any) -> Any:
+            self._look_at(changes_session(sql, self.cursor), sql, params)
+            return executor(sql, params, *args)
 
         return execute
 
+    def _look_at(self, change: str | None, sql: Any, params: Any = None) -> None:
+        """Tell the lease what is about to be sent."""
+        lease, raw = self.db._lease, self.cursor
+        if change is not None:
+            lease.session_changes(change, raw)
+        if lease.transaction is NONE:
+            lease.before_statement(raw)
+        lease.note(sql, params, raw)
+
     def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
-        if (change := function_changes_session(procname, self.cursor)) is not None:
-            self.db._session_changes(change, self.cursor)
+        self._look_at(function_changes_session(procname, self.cursor), procname, params)
         return super().callproc(procname, params, kparams)
 
     def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
@@ -89,8 +111,7 @@ class AutoConnectionReleaseCursor(_Base):
         """Return a method that only some drivers have, having looked at `statement`."""
         # Django's wrapper of psycopg's cursor defines one of the two, in debug mode.
         found = getattr(super(), method, None) or getattr(self.cursor, method)
-        if (change := changes_session(statement, self.cursor)) is not None:
-            self.db._session_changes(change, self.cursor)
+        self._look_at(changes_session(statement, self.cursor), statement)
         return found
 
     # ##### Closing #####
@@ -101,7 +122,7 @@ class AutoConnectionReleaseCursor(_Base):
         try:
             raw.close()
         finally:
-            self.db._cursor_closed(raw)
+            self.db._lease.cursor_closed(raw)
 
 
 class _ClosesThroughBase(AutoConnectionReleaseCursor):
@@ -112,7 +133,7 @@ class _ClosesThroughBase(AutoConnectionReleaseCursor):
         try:
             super(AutoConnectionReleaseCursor, self).close()  # type: ignore[misc]
         finally:
-            self.db._cursor_closed(raw)
+            self.db._lease.cursor_closed(raw)
 
 
 # Django finds these in the driver's cursor by `__getattr__`, and wraps them for their
@@ -154,6 +175,14 @@ def _fetchall(self: Any, *args: Any, **kwargs: Any) -> Any:
 _of_django = vars(CursorWrapper)
 
 _FETCHES = {"fetchone": _fetchone, "fetchmany": _fetchmany, "fetchall": _fetchall}
+
+
+def hold_for(wrapper: Any, cursor: Any) -> Any:
+    """Make a Django cursor hold the lease from here on, until it is closed."""
+    if wrapper._lease.use is Use.POOLED:
+        cursor.__class__ = releasing_class(cursor.__class__)
+        wrapper._lease.cursor_opened(cursor.cursor)
+    return cursor
 
 
 @cache

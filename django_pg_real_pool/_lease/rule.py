@@ -4,7 +4,7 @@ Rule 1: a wrapper has a lease if and only if it has at least one hold.
 Rule 2: this file knows neither Django nor a driver; it imports the standard library.
 
 A hold is one *reason* why the lease may not end yet.  `TABLE` says which event begins
-which hold, and which holds an event ends; `Lease` applies it.  What several can have at
+which hold, and which holds an event ends; `Holds` applies it.  What several can have at
 once (two open cursors, nested pins) ends with the last of them:
 
 =================  ====================================  ==========================
@@ -84,19 +84,19 @@ _CLOSED = Event.CLOSED  # before Python 3.12, to look a member up is slow
 Finder = Callable[[], Any]
 
 
-class Lease:
+class Holds:
     """The holds of one wrapper.
 
     Unlike a lock it is not owned by whoever began it: `close()` ends every hold at
     once, and ending a hold that is gone already changes nothing.
     """
 
-    __slots__ = ("holds", "origins", "seen", "since")
+    __slots__ = ("now", "origins", "seen", "since")
 
     def __init__(self) -> None:
         #: Each hold there is now, with who has it.  A key that is absent is a hold that
         #: is absent, so an empty dict means: release.  Only `happened` writes here.
-        self.holds: dict[Hold, dict[Hashable, Finder | None]] = {}
+        self.now: dict[Hold, dict[Hashable, Finder | None]] = {}
         #: Where in the user's code a holder began, for those that were recorded.
         self.origins: dict[Hashable, str] = {}
         #: `time.monotonic()` of the checkout; stale while nothing is held.
@@ -105,7 +105,7 @@ class Lease:
         self.seen: set[str] | None = None
 
     def __repr__(self) -> str:
-        return f"<Lease: {', '.join(self.describe()) or 'no holds'}>"
+        return f"<Holds: {', '.join(self.describe()) or 'no holds'}>"
 
     def happened(
         self, event: Event, who: Hashable = None, find: Finder | None = None
@@ -116,7 +116,7 @@ class Lease:
         without it the holds end for all.  Somebody who holds nothing ends nothing.
         """
         begins, ends = TABLE[event]
-        holds = self.holds
+        holds = self.now
         if begins is not None:
             holders = holds.get(begins)
             if holders is None:
@@ -145,7 +145,7 @@ class Lease:
 
     def lost(self) -> Iterator[tuple[Event, Hashable]]:
         """Yield the ending event for each cursor that nobody can close any more."""
-        for who, find in list(self.holds.get(Hold.CURSOR, {}).items()):
+        for who, find in list(self.now.get(Hold.CURSOR, {}).items()):
             if find is not None and find() is None:
                 yield Event.CURSOR_CLOSED, who
 
@@ -154,6 +154,6 @@ class Lease:
         origins = dict(self.origins)
         return [
             f"{hold.value} (began at {origins[who]})" if who in origins else hold.value
-            for hold, holders in list(self.holds.items())
+            for hold, holders in list(self.now.items())
             for who in list(holders)
         ]

@@ -1,0 +1,158 @@
+"""Gives a connection back: clean, or not at all."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import Any
+
+from .._process.origins import find_origin
+from .facts import Debt, Phase
+
+logger = logging.getLogger("django_pg_real_pool")
+
+
+def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
+    """Give the connection back; `as_stock` with all that stock's close() does.
+
+    With `discard` the pool is to make another one instead.
+
+    Otherwise what the statement did or raised is not disturbed: what database or
+    pool raise is logged.  Anything else, a time limit say, is raised in the end.
+    """
+    if lease.phase is Phase.RETURNED:
+        forget(lease)  # interrupted, the last time, right after that
+        return
+    wrapper, hooks, physical = lease.wrapper, lease.hooks, lease.physical
+    # Whatever is thrown into this thread from here on, the connection is not kept, nor
+    # given to anybody before it is clean.
+    try:
+        lease.phase = Phase.CLOSING if as_stock else Phase.RETURNING
+        is_here = (
+            wrapper.connection is not None
+            and hooks.pool.physical(wrapper.connection) is not None
+        )
+        if is_here and (discard or not _is_fit(lease, physical)):
+            hooks.pool.discard(lease)
+        if lease.options.warn_held_after is not None:
+            _warn_if_held_long(lease)
+        if as_stock:
+            wrapper._close_as_base()  # arrives at the lower layer's close()
+        elif hooks.close:
+            wrapper.close()  # passes every override; arrives at the lower layer's close()
+        elif is_here:
+            hooks.pool.put(lease)
+    except BaseException as error:
+        if lease.phase is not Phase.RETURNED and wrapper.connection is not None:
+            # Interrupted, or an override raised, before the pool had it.
+            _discard(lease)
+            if hooks.close:
+                let_base_forget(lease)
+        if as_stock or not isinstance(error, hooks.failures):
+            raise
+        _log_failure(lease, error)
+    finally:
+        if lease.phase is not Phase.FREE:
+            forget(lease)
+
+
+def forget(lease: Any) -> None:
+    """Forget a connection that the pool has again, or never will have."""
+    lease.wrapper.connection = None  # first: what comes next may be interrupted
+    lease.hooks.pool.forget(lease)
+    lease.let_go()
+
+
+def _is_fit(lease: Any, physical: Any) -> bool:
+    """Return whether others may have the connection; clean it, if need be."""
+    driver = lease.hooks.driver
+    if not driver.mark_used(physical):
+        return False  # a statement was cut short
+    if (lease.debt or driver.is_touched(physical)) and not _clean(lease):
+        return False
+    if lease.sent_by_base:
+        driver.note_sent_by_base(physical, lease.sent_by_base)
+    return _to_autocommit(lease, physical)
+
+
+def _to_autocommit(lease: Any, physical: Any) -> bool:
+    """Leave the connection in autocommit, as the pool has made it."""
+    mode = lease.hooks.driver.autocommit(physical)
+    if mode or (mode is None and lease.wrapper.autocommit):
+        return True
+    try:
+        if lease.hooks.driver.transaction(physical, False):
+            physical.rollback()
+        lease.wrapper._set_autocommit(True)
+    except lease.hooks.failures:
+        return False  # it is broken, or in a transaction still
+    return True
+
+
+def _clean(lease: Any) -> bool:
+    """Make the session as new; return False if it must not be used again.
+
+    What it was used for is not disturbed: nothing is raised.
+    """
+    if lease.debt is Debt.REPLACEMENT:
+        return False
+    hooks, physical = lease.hooks, lease.physical
+    try:
+        cleaned = hooks.driver.reset(physical)
+        if cleaned:
+            hooks.driver.forget_set_up(physical)
+            hooks.pool.reconfigure(lease)
+    except hooks.failures:
+        cleaned = False
+        logger.warning(
+            "could not reset the session of a connection of database alias %r, so "
+            "the connection is replaced",
+            lease.alias,
+            exc_info=True,
+        )
+    return bool(cleaned)
+
+
+def _discard(lease: Any) -> None:
+    try:
+        if lease.physical is not None:
+            lease.hooks.pool.discard(lease)
+        lease.hooks.pool.put(lease)
+    except lease.hooks.failures as error:
+        _log_failure(lease, error)
+
+
+def let_base_forget(lease: Any) -> None:
+    """Run the base's `close()` for a connection that has gone without it.
+
+    What the base keeps on the wrapper is not true of the next one.
+    """
+    wrapper = lease.wrapper
+    wrapper.connection = None
+    callbacks = wrapper.run_on_commit
+    try:
+        wrapper._close_as_base()
+    except lease.hooks.failures as error:
+        _log_failure(lease, error)
+    finally:
+        wrapper.run_on_commit = callbacks
+
+
+def _log_failure(lease: Any, error: Exception) -> None:
+    logger.warning(
+        "could not give the connection of database alias %r back to its pool",
+        lease.alias,
+        exc_info=error,
+    )
+
+
+def _warn_if_held_long(lease: Any) -> None:
+    seconds, limit = monotonic() - lease.holds.since, lease.options.warn_held_after
+    if seconds > limit:
+        logger.warning(
+            "a connection of database alias %r was held for %.1f s (%s), until %s",
+            lease.alias,
+            seconds,
+            ", ".join(sorted(lease.holds.seen or ())),
+            find_origin(),
+        )

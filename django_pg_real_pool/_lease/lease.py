@@ -1,0 +1,789 @@
+"""One object per wrapper: the connection that it has, and why it has it.
+
+`settle()` is where every lease ends: it brings the holds up to date and gives the
+connection back if none is left.  `take()` is where every lease begins.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from _thread import get_ident
+from collections.abc import Callable, Hashable
+from functools import cache, partial
+from time import monotonic
+from typing import Any
+from weakref import ref
+
+from django.db import NotSupportedError, OperationalError
+from django.db.backends.utils import debug_transaction
+from django.utils.asyncio import async_unsafe
+
+from .._drivers import Heard, Statement, statement
+from .._process import collector, reaper, registry
+from .._process.locks import locked, try_locked
+from .._process.origins import find_origin
+from .._session import BEYOND_RESET
+from .._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
+from . import giving_back, setup
+from .facts import Debt, Phase, Transaction, Use
+from .rule import Event, Finder, Hold, Holds
+from .status import explain_exhaustion
+
+logger = logging.getLogger("django_pg_real_pool")
+
+# What each query needs: before Python 3.12, to look a member up in its enum is slow.
+CONNECT, CURSOR, PIN, SESSION, TRANSACTION = (
+    *(Hold.CONNECT, Hold.CURSOR, Hold.PIN, Hold.SESSION, Hold.TRANSACTION),
+)
+CURSOR_OPENED, CURSOR_CLOSED = Event.CURSOR_OPENED, Event.CURSOR_CLOSED
+FREE, TAKING, HELD = Phase.FREE, Phase.TAKING, Phase.HELD
+POOLED = Use.POOLED
+NONE, BEGUN, LOST = Transaction.NONE, Transaction.BEGUN, Transaction.LOST
+CLEANING, REPLACEMENT = Debt.CLEANING, Debt.REPLACEMENT
+
+
+class SessionStateError(NotSupportedError):
+    """Raised by policy "error" for a statement that would change the session.
+
+    The statement was not sent.
+    """
+
+
+class Lease:
+    """The connection of one wrapper, with its holds and all that is known of it.
+
+    Unlike the wrapper it is not Django's; unlike `Holds` it acts.  Only its own methods,
+    and those of `setup` and `giving_back`, write its attributes.
+    """
+
+    def __init__(self, wrapper: Any) -> None:
+        #: Django's wrapper.  `wrapper.connection` is the connection, or None.
+        self.wrapper = wrapper
+        #: Why the wrapper has a connection now.
+        self.holds = Holds()
+        #: See `locked`.  Threads may share a wrapper, and the reaper looks at all.
+        self._lock = threading.RLock()
+        self._holder = 0
+        #: What a pool notes as the borrower.
+        self.me = ref(self)
+        #: The thread that the wrapper belongs to.  Not the one that used it first: while
+        #: wrappers are shared, that may be another, and end long before its owner.
+        self.owner = threading.current_thread()
+        #: What the wrapper has been used for since close().
+        self.use = Use.NONE
+        #: Where the connection is.
+        self.phase = FREE
+        #: The driver's own connection, of which a pool may have given out a proxy.
+        self.physical: Any = None
+        #: The transaction, from its first statement to its end.
+        self.transaction = NONE
+        #: Whether the last commit() or rollback() has failed, and left its transaction open.
+        self.is_end_missing = False
+        #: What the session owes before anybody else may have the connection.
+        self.debt = Debt.NOTHING
+        #: Whether the base's `close()` has yet to hear that a lease of its is over: in a
+        #: copy of a wrapper that had one, and in a forked child.
+        self.is_base_unaware = False
+        #: What this session's connections are to have heard, before they are used: the
+        #: statements of its last announcement.  None: connection_created is to be sent.
+        self.heard: Heard | None = None
+        #: Where statements are noted now that belong to the connection and not to the user:
+        #: while it is set up, and in a base's own `_cursor()`.
+        self.noting: list[Statement] | None = None
+        #: Above 0 while an execute wrapper of the user's is at work.
+        self.wrapping = 0
+        #: What a base's own `_cursor()` has sent during this lease; None: it has not run.
+        self.sent_by_base: Heard | None = None
+        #: The pool that serves this session; the pool's adapter writes it.
+        self.source: Any = None
+        #: What Django finds in the place of its pool, while it is introduced to a connection
+        #: that is out; the adapter writes it.
+        self.pool_stand_in: Any = None
+        self.options = ReleaseOptions()
+        #: Whether to note where cursors are opened.
+        self.records_origins = False
+        #: Savepoints of open blocks that wait for a connection, each with the execute
+        #: wrappers of its moment.  Empty while there is a lease.
+        self.unsent_savepoints: list[tuple[str, list[Any]]] = []
+        #: Whether an atomic block switched autocommit off, not the user.
+        self.is_off_by_atomic = False
+        #: Cursors that were closed where nothing may be released at once.
+        self.closed_elsewhere: list[tuple[Hashable, Finder | None]] = []
+        #: The names of the open cursors that have a portal on the server.
+        self.portals: dict[Hashable, str] = {}
+        #: Above 0 while a method of the base is at work that may run statements, such as its
+        #: own `_cursor()`: their ends release nothing.
+        self.in_base = 0
+        #: The pins that are not the user's.
+        self.own_pins: set[Hashable] = set()
+        registry.add_lease(self)
+
+    def __repr__(self) -> str:
+        return f"<Lease of {self.alias!r}: {', '.join(self.holds.describe()) or 'no holds'}>"
+
+    def __del__(self) -> None:
+        # Not from here: this may be any thread, inside the pool's own lock.
+        if self.use is POOLED and self.wrapper.connection is not None:
+            reaper.run_soon(partial(self.give_up, "was dropped with a connection"))
+
+    # ##### What it is made of #####
+
+    @property
+    def alias(self) -> str:
+        return str(self.wrapper.alias)
+
+    @property
+    def hooks(self) -> Any:
+        return self.wrapper._hooks
+
+    @property
+    def has_introduced(self) -> bool:
+        return self.heard is not None
+
+    @property
+    def notices_closing(self) -> bool:
+        return bool(self.hooks.driver.notices_closing)
+
+    @property
+    def default_autocommit(self) -> bool:
+        return bool(self.wrapper.settings_dict["AUTOCOMMIT"])
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the wrapper has a connection that it took from a pool."""
+        return self.use is POOLED and self.wrapper.connection is not None
+
+    def pool_of_base(self) -> Any:
+        return self.wrapper._pool_of_base()
+
+    def is_going(self) -> None:
+        """Note that the pool may have the connection from here on, and it is not to be used."""
+        self.phase = Phase.RETURNED
+
+    def let_go(self) -> Any:
+        """Forget the connection and return it: from here on, the pool has it."""
+        connection = self.wrapper.connection
+        self.wrapper.connection = self.physical = None
+        self.phase = FREE
+        self.debt = Debt.NOTHING
+        self.sent_by_base = None
+        return connection
+
+    def has_lost(self, connection: Any) -> bool:
+        """Return whether a connection that is lent to this one is certainly not here."""
+        has_lost = try_locked(self, lambda: self.wrapper.connection is not connection)
+        return bool(has_lost)  # None: its thread is at work, perhaps taking it
+
+    def describe_holds(self) -> list[str]:
+        """Return the holds in words, as they are now; of any thread's wrapper."""
+        described, physical = self.holds.describe(), self.physical
+        if (
+            physical is not None
+            and TRANSACTION not in self.holds.now
+            and self.hooks.driver.transaction(physical, self.wrapper.autocommit)
+        ):
+            described.append(TRANSACTION.value)  # noted when its cursor is closed
+        return described
+
+    # ##### A session: from the first use to close() #####
+
+    def begin(self, explicitly: bool = False) -> bool:
+        """Do what stock's connect() does before it connects; return whether it is pooled.
+
+        Nothing happens if that was done since close().  Raises ProgrammingError, as
+        stock does, where the block that was open at close() is open still.
+        """
+        wrapper = self.wrapper
+        if self.use is POOLED:
+            return True
+        if self.use is Use.UNPOOLED and wrapper.connection is not None:
+            return False
+        if wrapper.in_atomic_block and wrapper.closed_in_transaction and not explicitly:
+            wrapper.ensure_connection()  # raises
+        if self.is_base_unaware:
+            self.is_base_unaware = False
+            giving_back.let_base_forget(self)
+        self.options = ReleaseOptions.read(wrapper.settings_dict, wrapper.alias)
+        self.records_origins = self.options.track_origins or warns_of_unclosed_cursors()
+        if not self.hooks.pool.releases(wrapper):
+            self.use = Use.UNPOOLED
+            return False
+        reaper.start()
+        setup.reset_transaction_state(wrapper)
+        self.unsent_savepoints.clear()
+        wrapper.autocommit = self.default_autocommit
+        self.is_off_by_atomic = False
+        self.transaction = NONE
+        wrapper.health_check_enabled = wrapper.settings_dict["CONN_HEALTH_CHECKS"]
+        max_age = wrapper.settings_dict["CONN_MAX_AGE"]
+        wrapper.close_at = None if max_age is None else monotonic() + max_age
+        wrapper.closed_in_transaction = False
+        wrapper.errors_occurred = False
+        wrapper.health_check_done = True
+        self.use = POOLED  # last, so that an interruption leaves nothing half done
+        if not wrapper.autocommit:
+            self.log_unsent("BEGIN")
+        return True
+
+    def end_session(self) -> None:
+        """Forget what outlives a lease; what comes next begins anew."""
+        self.unsent_savepoints.clear()
+        self.heard = self.source = None
+        self.own_pins.clear()
+        self.use = Use.NONE
+
+    def log_unsent(self, sql: str) -> None:
+        """Log what stock logs, though there is nothing to be sent, or not yet."""
+        if self.wrapper._logs_queries():
+            with debug_transaction(self.wrapper, sql):
+                pass
+
+    # ##### Taking a connection #####
+
+    def take(self) -> None:
+        """Begin a lease that has no hold yet.  When it raises, there is none."""
+        wrapper = self.wrapper
+        try:
+            self.refuse_if_lost()
+            if self.hooks.has_replaced_connect(wrapper):
+                self._take_through_django()
+                return
+            try:
+                self.open()
+            except Exception:
+                with wrapper.wrap_database_errors:
+                    raise
+        except Exception as error:
+            if wrapper.in_atomic_block:
+                # A statement of this block was lost, so none of it may be committed.
+                wrapper.needs_rollback = True
+                wrapper.rollback_exc = error
+            raise
+
+    def refuse_if_lost(self) -> None:
+        """Raise OperationalError if a transaction has begun whose connection is gone."""
+        if self.transaction is not NONE and self.wrapper.connection is None:
+            self.transaction = LOST
+            raise OperationalError(
+                f"the connection of database alias {self.alias!r} is gone, and the "
+                "transaction with it: nothing can be sent until its block has ended, "
+                "or rollback() or close() was called"
+            )
+
+    def _take_through_django(self) -> None:
+        """Take by way of ensure_connection(), because somebody replaced something.
+
+        Test runners do that to forbid the database; Django's own method refuses a block
+        whose connection was closed.  It arrives at `connect()`, and so at `open()`.
+        """
+        try:
+            self.in_base += 1
+            self.phase = Phase.ASKED
+            self.wrapper.ensure_connection()
+        except BaseException:
+            self.drop()
+            raise
+        finally:
+            self.in_base -= 1
+
+    def open(self) -> None:
+        """Get a connection and make it ready.  When it raises, there is none."""
+        wrapper, hooks = self.wrapper, self.hooks
+        try:
+            if self.phase is not FREE:
+                self._forget_interrupted()
+            self.phase = TAKING
+            if hooks.connect:
+                with setup.outside_transaction(self):
+                    wrapper._connect_as_base()  # arrives at the lower layer's connect()
+                self.physical = self.hooks.pool.physical(wrapper.connection)
+                setup.bring_up_to_date(self)
+            else:
+                self.get()
+                if self.heard is None or hooks.init_every_time:
+                    setup.set_up(self)
+                    setup.bring_up_to_date(self)
+                else:
+                    # The way of nearly all queries: the connection can be used as it is.
+                    now = self.holds.since = monotonic()
+                    mode = hooks.driver.mode_if_ready(
+                        self.physical, self.heard, self.options.check_after_idle, now
+                    )
+                    if mode is None:
+                        setup.set_up(self)
+                        setup.bring_up_to_date(self)
+                    elif mode is not wrapper.autocommit or self.unsent_savepoints:
+                        setup.bring_up_to_date(self)
+            if self.options.warn_held_after is not None:
+                self.holds.seen = set()
+            self.phase = HELD
+        except BaseException:
+            self.drop()
+            raise
+
+    def _forget_interrupted(self) -> None:
+        """Go on from where an interruption left the lease before this one."""
+        if self.phase is Phase.RETURNED:
+            giving_back.forget(self)
+        elif self.wrapper.connection is not None:
+            self.drop()
+
+    def get(self) -> None:
+        """Get a connection from the pool, whatever state it is in."""
+        pool, started = self.hooks.pool, monotonic()
+        try:
+            connection = self.wrapper.connection = pool.take(self)
+        except pool.exhausted() as error:
+            message = explain_exhaustion(self, monotonic() - started)
+            of_pool: Any = type(error)
+            raise _exhausted(of_pool)(message) from error
+        self.physical = pool.physical(connection)
+
+    # ##### Cursors #####
+
+    def cursor_opened(self, raw: Any) -> None:
+        """Hold the lease for a driver's cursor, until it is closed."""
+        find: Finder
+        try:
+            find = ref(raw)
+        except TypeError:
+            find = partial(_same, raw)  # can't be seen to be lost: held until close()
+        self.holds.happened(CURSOR_OPENED, id(raw), find)
+        if self.records_origins:
+            self.holds.origins[id(raw)] = find_origin()
+
+    def cursor_closed(self, raw: Any) -> None:
+        """End a cursor's hold.  A cursor of an earlier lease changes nothing."""
+        ident = get_ident()
+        if ident == collector.collecting or (
+            ident != self.wrapper._thread_ident and not self.wrapper.allow_thread_sharing
+        ):
+            # Leave it to this wrapper's next entry, or to the reaper.
+            who = id(raw)
+            find = self.holds.now.get(CURSOR, {}).get(who)
+            self.closed_elsewhere.append((who, find))
+            return
+        self._cursor_closed(raw)
+
+    @locked
+    def _cursor_closed(self, raw: Any) -> None:
+        who = id(raw)
+        if self.portals and self.portals.pop(who, None) is not None:
+            self._detach(raw)  # closed as it is, execute() would send CLOSE
+            self._note_portal_left()
+        self.holds.happened(CURSOR_CLOSED, who)
+        self._settle()
+
+    def _note_portal_left(self) -> None:
+        """A portal can't be closed in a failed transaction, and may outlive its rollback."""
+        if self.physical is not None and self.hooks.driver.has_failed(self.physical):
+            self.owe(CLEANING)
+
+    @locked
+    def open_cursor(self, name: str | None) -> Any:
+        """Make a Django cursor that holds the lease, which begins with it if need be."""
+        wrapper = self.wrapper
+        try:
+            if not self.has_connection():
+                self.take()
+            else:
+                self.reclaim_cursors()
+                self._look_at_transaction()
+                if self.hooks.health_check or not wrapper.health_check_done:
+                    wrapper.close_if_health_check_failed()
+                    if wrapper.connection is None:
+                        self.begin()
+                        self.take()
+            try:
+                cursor = wrapper._make_cursor(name)
+            except Exception:
+                with wrapper.wrap_database_errors:
+                    raise
+        except BaseException:
+            self._settle()
+            raise
+        if name is not None:
+            self.portals[id(cursor.cursor)] = name
+        return cursor
+
+    @locked
+    def base_cursor(self, make: Callable[[], Any]) -> Any:
+        """Make a cursor by a base's own `_cursor()`, which may run statements, and raise."""
+        if not self.begin():
+            return make()
+        before = set(self.holds.now.get(CURSOR, ()))
+        has_made = False
+        try:
+            self.in_base += 1
+            cursor = setup.make_base_cursor(self, make)
+            has_made = True
+        finally:
+            self.in_base -= 1
+            if not has_made:
+                for who in set(self.holds.now.get(CURSOR, ())) - before:
+                    self.holds.happened(CURSOR_CLOSED, who)
+            if CURSOR not in self.holds.now:
+                self._settle()
+        return cursor
+
+    # ##### Statements #####
+
+    def before_statement(self, raw: Any) -> None:
+        """Note that a statement begins a transaction, or that one has begun already.
+
+        Before it is sent: if the connection dies of it, so does the transaction.
+        """
+        if self.use is not POOLED or self.physical is None:
+            return
+        autocommit = self.wrapper.autocommit
+        if not autocommit or self.hooks.driver.transaction(self.physical, autocommit):
+            self._transaction_began()
+
+    def note(self, sql: Any, params: Any, raw: Any) -> None:
+        """Note a statement that belongs to the connection, not to the user."""
+        if self.noting is not None and not self.hooks.driver.hears_all:
+            self.noting.append(statement(sql, params, raw))
+
+    def session_changes(self, change: str, raw: Any) -> None:
+        """Hold the session that a cursor's statement is about to change, or refuse."""
+        policy = self.options.session_state
+        if policy is SessionPolicy.IGNORE:
+            return
+        if self.noting is not None and self.wrapping <= 1:
+            return  # it sets the connection up; an execute wrapper that sends more does not
+        if self.use is not POOLED:
+            return
+        is_pinned = self.is_pinned
+        if policy is SessionPolicy.ERROR and not is_pinned:
+            raise SessionStateError(
+                f"{change} would change the session of database alias {self.alias!r} "
+                "beyond its transaction, but the connection is released after the "
+                "statement. Use SET LOCAL, set_config(..., true) or a "
+                "pg_advisory_xact_lock() function inside atomic(); or wrap the work in "
+                "pin_connection(); or set "
+                f"DATABASES[{self.alias!r}]['RELEASE_OPTIONS']['SESSION_STATE'] to 'pin'."
+            )
+        self._session_changes(change, is_pinned)
+
+    @locked
+    def _session_changes(self, change: str, is_pinned: bool) -> None:
+        # A cursor that is not known may be a proxy of one that is, or be built by a tool.
+        # If its lease has ended, it will refuse by itself.
+        if self.wrapper.connection is None:
+            return
+        self.owe(REPLACEMENT if change in BEYOND_RESET else CLEANING)
+        if not is_pinned:
+            self.holds.happened(Event.SESSION_CHANGED)
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the user has pinned the connection, or connected by hand in a pin."""
+        return any(who not in self.own_pins for who in self.holds.now.get(PIN, ()))
+
+    def owe(self, debt: Debt) -> None:
+        """Let the session owe at least so much when the lease ends."""
+        self.debt = max(self.debt, debt)
+
+    # ##### Pins and explicit connects #####
+
+    @async_unsafe
+    def pin(self, token: Hashable, is_own: bool = False) -> None:
+        """Hold the lease until `unpin(token)`; take a connection if need be.
+
+        A pin of the user's own ends with a clean session: through the driver itself
+        nothing can be seen.  One that `is_own`, of this library, changes nothing of that.
+        """
+        self.wrapper.validate_thread_sharing()
+        if not self.begin():
+            self.wrapper.ensure_connection()  # without a pool it is kept anyway
+            return
+        self._pin(token, is_own)
+
+    @locked
+    def _pin(self, token: Hashable, is_own: bool) -> None:
+        if not self.has_connection():
+            self.take()
+        if is_own:
+            self.own_pins.add(token)
+        elif self.options.session_state is not SessionPolicy.IGNORE:
+            self.owe(CLEANING)
+        self.holds.happened(Event.PIN_ENTERED, token)
+        if self.options.track_origins:
+            self.holds.origins[token] = find_origin()
+
+    @locked
+    def unpin(self, token: Hashable) -> None:
+        if token in self.own_pins:
+            self.own_pins.discard(token)
+            driver = self.hooks.driver
+            if self.physical is not None and driver.has_new_types(self.physical):
+                # Registered with one connection, after an extension was made, say.
+                driver.mark_set_up(self.physical, self.heard or ())
+                driver.forget_others(self.physical)
+        self.holds.happened(Event.PIN_LEFT, token)
+        self._settle()
+
+    @locked
+    def connected(self, is_kept: bool) -> None:
+        """Begin the lease that user code has asked for by `connect()`."""
+        self.refuse_if_lost()
+        self.open()
+        if is_kept:
+            if self.options.session_state is not SessionPolicy.IGNORE:
+                self.owe(CLEANING)  # as under a pin: it is as deliberate
+            self.holds.happened(Event.CONNECTED)
+        else:
+            self._settle()
+
+    # ##### Transactions #####
+
+    def _transaction_began(self) -> None:
+        self.transaction = BEGUN
+        if TRANSACTION not in self.holds.now:
+            self.holds.happened(Event.TRANSACTION_BEGAN)
+            if self.options.track_origins:
+                self.holds.origins[None] = find_origin()
+
+    def _transaction_ended(self) -> None:
+        self.transaction = NONE
+        self.holds.happened(Event.TRANSACTION_ENDED)
+
+    @locked
+    def look_at_transaction(self) -> None:
+        """Note a transaction of which no cursor has told yet."""
+        self._look_at_transaction()
+
+    def _look_at_transaction(self) -> None:
+        if self.physical is None:
+            return
+        in_transaction = self.hooks.driver.transaction(
+            self.physical, self.wrapper.autocommit
+        )
+        if in_transaction:
+            self._transaction_began()
+        elif in_transaction is False and self.transaction is BEGUN:
+            self._transaction_ended()
+        # None: the connection is broken, which is not the end of what began on it.
+
+    @locked
+    def end_transaction(self, was_told: bool) -> None:
+        """Note that commit() or rollback() has been called, and settle.
+
+        `was_told`: it has returned, which not every driver could see by itself.  Where it
+        has raised and the connection is broken, nothing of the transaction is left either.
+        """
+        if self.physical is not None:
+            driver, autocommit = self.hooks.driver, self.wrapper.autocommit
+            in_transaction = driver.transaction(self.physical, autocommit)
+            self.is_end_missing = bool(in_transaction) and not was_told
+            if in_transaction is None or (was_told and driver.guesses):
+                self._transaction_ended()
+                self._settle(is_over=True)
+                return
+        self._settle()
+
+    def forget_transaction(self) -> None:
+        """Note the end of a transaction whose connection is gone."""
+        if self.transaction is not NONE and self.wrapper.connection is None:
+            self._transaction_ended()
+
+    # ##### Settling #####
+
+    def has_connection(self) -> bool:
+        """Return whether a connection is here to be used."""
+        return self.wrapper.connection is not None and self.phase is not Phase.RETURNED
+
+    @locked
+    def settle(self) -> None:
+        self._settle()
+
+    def _settle(self, is_over: bool = False) -> None:
+        """Bring the holds up to date with the connection; release if none is left.
+
+        `is_over`: the transaction has ended, though the driver may not see it.
+        """
+        wrapper = self.wrapper
+        if self.phase is not HELD or wrapper.connection is None or self.in_base:
+            return
+        holds, lost = self.holds.now, None
+        if self.closed_elsewhere or CURSOR in holds:
+            lost = self._reclaim_cursors()
+        if not is_over:
+            # Inlined _look_at_transaction(): this is after each query.
+            in_transaction = self.hooks.driver.transaction(
+                self.physical, wrapper.autocommit
+            )
+            if in_transaction:
+                if TRANSACTION not in holds:
+                    self._transaction_began()
+            elif in_transaction is False and self.transaction is BEGUN:
+                self._transaction_ended()
+        if not holds:
+            giving_back.end(self)
+        if lost:
+            self._warn_of(lost)
+
+    def reclaim_cursors(self) -> None:
+        if self.closed_elsewhere or CURSOR in self.holds.now:
+            self._warn_of(self._reclaim_cursors())
+
+    def _reclaim_cursors(self) -> list[str]:
+        """End the holds of cursors that were dropped, or closed where it was unsafe.
+
+        Return a message for each that was dropped, for `_warn_of`: last of all, because
+        a warning may be an error.
+        """
+        holds, lost = self.holds, []
+        while self.closed_elsewhere:
+            who, find = self.closed_elsewhere.pop()
+            if find is not None and holds.now.get(CURSOR, {}).get(who) is find:
+                if self.portals.pop(who, None) is not None:
+                    self._note_portal_left()
+                holds.happened(CURSOR_CLOSED, who)
+        for event, who in holds.lost():
+            origin = holds.origins.get(who)
+            holds.happened(event, who)
+            message = (
+                f"a cursor on database alias {self.alias!r} was dropped without close(), "
+                "which kept its connection until now"
+                + (f"; it was opened at {origin}" if origin else "")
+            )
+            if who in self.portals:
+                self._close_portal(self.portals.pop(who))
+            lost.append(message)
+        return lost
+
+    def _warn_of(self, lost: list[str]) -> None:
+        for message in lost:
+            if warns_of_unclosed_cursors():
+                logger.warning("%s", message)
+        for message in lost:
+            warnings.warn(message, ResourceWarning, stacklevel=5)
+
+    # ##### Ending, whoever holds it #####
+
+    @locked
+    def drop(self, as_stock: bool = False) -> None:
+        """End the lease, whoever holds it; `as_stock` with all that stock's close() does.
+
+        A cursor that is open still is cut off first: its connection may be another
+        thread's in a moment.
+        """
+        for find in list(self.holds.now.get(CURSOR, {}).values()):
+            raw = find() if find is not None else None
+            if raw is not None:
+                self._detach(raw)
+        self.closed_elsewhere.clear()
+        for name in list(self.portals.values()):
+            self._close_portal(name)
+        self.portals.clear()
+        self.holds.happened(Event.CLOSED)
+        if as_stock or self.wrapper.connection is not None:
+            giving_back.end(self, as_stock=as_stock)
+        elif self.phase is not FREE:
+            giving_back.forget(self)
+
+    def _detach(self, raw: Any) -> None:
+        try:
+            self.hooks.driver.detach(raw)
+        except Exception:
+            logger.debug("could not detach an open cursor", exc_info=True)
+
+    def _close_portal(self, name: str) -> None:
+        try:
+            self.hooks.driver.close_portal(self.wrapper.connection, name)
+        except Exception:
+            # It is gone already: rolled back, or the connection is broken.
+            logger.debug("could not close the server-side cursor %s", name, exc_info=True)
+        self._note_portal_left()
+
+    # ##### From outside: the reaper, and a forked child #####
+
+    def reap(self) -> None:
+        """Give back what nobody will give back any more."""
+        if not self.is_held:
+            return
+        if self.owner.is_alive() or self.wrapper.allow_thread_sharing:
+            if self._is_stuck():
+                try_locked(self, self._settle_if_stuck)
+        elif self.owner is not threading.main_thread():  # after which the process ends
+            self.give_up(f"belongs to thread {self.owner.name!r}, which has ended")
+
+    def _is_stuck(self) -> bool:
+        """Return whether an interruption has left a lease that nothing holds."""
+        return self.wrapper.connection is not None and (
+            self.phase is not HELD
+            or not self.holds.now
+            or bool(self.closed_elsewhere)
+        )
+
+    def _settle_if_stuck(self) -> None:
+        # Nobody is at work on it, for the lock is here.
+        if not self._is_stuck():
+            return
+        if self.phase is HELD:
+            self._settle()
+        else:
+            self._forget_interrupted()
+
+    def give_up(self, why: str) -> None:
+        """Replace a connection that nobody will give back, and begin anew."""
+        # Where the lock is taken, a thread that shares the wrapper is at work.
+        try_locked(self, self._give_up, why)
+
+    def _give_up(self, why: str) -> None:
+        if self.wrapper.connection is None:
+            return
+        logger.warning(
+            "a wrapper of database alias %r %s: its connection (%s) is given back",
+            self.alias,
+            why,
+            ", ".join(self.describe_holds()) or "no hold",
+        )
+        # Nobody knows what it was in the middle of, or whether the server answers: it is
+        # replaced, because a polite end could take this thread's time, for ever.
+        try:
+            if self.physical is not None:
+                self.physical.close()
+            self.owe(REPLACEMENT)
+            self.drop()
+        finally:
+            self.transaction = NONE
+            setup.reset_transaction_state(self.wrapper)
+            self.end_session()
+
+    def forget_parent(self) -> Any:
+        """In a forked child: forget the parent's connection, and return it."""
+        self._lock, self._holder = threading.RLock(), 0
+        if self.use is not POOLED:
+            return None
+        for find in self.holds.now.get(CURSOR, {}).values():
+            cursor = find() if find is not None else None
+            if cursor is not None:
+                self.hooks.driver.abandon(cursor)
+        connection = self.let_go()
+        self.is_base_unaware = self.hooks.close
+        self.holds.happened(Event.CLOSED)
+        self.portals.clear()
+        self.closed_elsewhere.clear()
+        self.noting = self.pool_stand_in = None
+        # A transaction of the parent is none of the child's, whatever block it is in.
+        self.transaction = NONE
+        setup.reset_transaction_state(self.wrapper)
+        self.end_session()
+        return connection
+
+
+def _same(thing: Any) -> Any:
+    return thing
+
+
+@cache
+def _exhausted(of_pool: Any) -> Any:
+    """Return Django's class of error that is the pool's as well.
+
+    connect() raises what the pool raises, everything else Django's OperationalError.
+    """
+    return type(of_pool.__name__, (OperationalError, of_pool), {})

@@ -1,0 +1,497 @@
+"""psycopg_pool's pool as this library uses it: quicker, and none of its connections is lost.
+
+`RealPool` is a subclass.  What it overrides of its parent, by name, and why:
+
+- `getconn`, `putconn`: an idle connection is given and taken back in one short critical
+  section each.  What is out of the ordinary goes on in the parent's method.
+- `_getconn_unchecked`: waiting, first come, first served, for as long as one waits; with a
+  place in the line that costs a third of the parent's, and that is left at the end.
+- `_check_connection`: a borrower that looks at its connection itself needs no round trip.
+- `_add_to_pool`, `_return_connection`, `_putconn`, `_reset_connection`: who has which
+  connection is written down where it changes.
+- `_connect`: why there is no connection, and that there was one.
+- `schedule_task`: a server that was away is tried again within a second.
+- `check`, `resize` and the rest are the parent's, as are all of its attributes.
+
+Who has which connection stands in `_members`.  So a connection that an interrupted thread
+has lost between two steps is found by `reap()`, and replaced once.
+"""
+
+from __future__ import annotations
+
+import logging
+from _thread import allocate_lock, get_ident
+from collections import deque
+from contextlib import suppress
+from copy import copy
+from threading import RLock
+from time import monotonic
+from typing import Any, Protocol
+from weakref import ref
+
+from psycopg.pq import TransactionStatus
+from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import pool as parent
+
+from .._drivers.psycopg3 import know
+from .._process import registry
+from .._process.locks import locked
+
+logger = logging.getLogger("django_pg_real_pool")
+_of_parent = logging.getLogger("psycopg.pool")
+
+IDLE, UNKNOWN = TransactionStatus.IDLE, TransactionStatus.UNKNOWN
+
+#: Seconds between two attempts to reach a server that is away.
+_RETRY_WITHIN = 1.0
+#: Seconds after which somebody who waits looks at its place, whether called or not.
+_LOOK_AGAIN = 1.0
+
+
+class Borrower(Protocol):
+    """Who may have a connection, and can tell whether it has lost it."""
+
+    def has_lost(self, connection: Any) -> bool:
+        """Return whether the connection, lent to this one, is certainly not in its hands."""
+
+
+class _Out:
+    """Where a connection is that neither is idle nor was lent to a `Borrower`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
+
+
+#: Lent to somebody who uses the pool by itself, and answers for it.
+OTHERS = _Out("lent to others")
+#: With a worker of the pool, which resets it.
+RETURNING = _Out("being returned")
+#: Of no use any more: a worker is to replace it.
+LOST = _Out("lost")
+
+#: What is to be found in the parent, by name; else its pools stay as they are.
+NEEDED = (
+    *("_add_connection", "_add_to_pool", "_check_connection", "_connect"),
+    *("_getconn_unchecked", "_maybe_grow_pool", "_putconn", "_reset_connection"),
+    *("_return_connection", "getconn", "putconn", "run_task", "schedule_task"),
+)
+NEEDED_IN_POOL = (
+    *("_check", "_closed", "_max_size", "_min_size", "_nconns", "_nconns_min"),
+    *("_pool", "_pool_full_event", "_reset", "_stats", "_waiting"),
+)
+
+# If somebody puts others in their place, on the parent, to watch or forbid, these are used.
+_GETCONN, _PUTCONN = ConnectionPool.getconn, ConnectionPool.putconn
+
+
+class Place:
+    """A position in the line of those who wait.  Only the pool's lock guards it."""
+
+    __slots__ = ("conn", "error", "owner", "turn")
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.conn: Any = None
+        self.error: BaseException | None = None
+        #: Released when there is something to be had, or to be told.
+        self.turn = allocate_lock()
+        self.turn.acquire()
+
+    def fail(self, error: BaseException) -> bool:
+        """Let the one who waits raise an error, as the parent's `close()` does."""
+        self.error = error
+        self.call()
+        return True
+
+    def call(self) -> None:
+        with suppress(RuntimeError):  # it was called already
+            self.turn.release()
+
+
+class RealPool(ConnectionPool[Any]):
+    """A pool that knows who has its connections, and gives out the one used last.
+
+    The connection that was used last is the one whose server process has warm caches.
+    """
+
+    #: Each connection that is made and not closed: None while it is idle, else who has it:
+    #: a weak reference to a borrower, or one of the above.
+    _members: dict[Any, Any]
+    #: What a thread asks on behalf of, while it waits.
+    _asking: dict[int, Any]
+    #: See `locked`.
+    _holder: int
+    #: Why the last attempt to connect failed; None since one has succeeded.
+    last_error: BaseException | None
+    #: Whether an attempt to connect has ever succeeded.
+    has_connected: bool
+    #: Attempts to connect that are scheduled.
+    _retries: list[_Retry]
+    #: psycopg_pool can drain a pool from 3.3 on.
+    _drains: bool
+
+    @classmethod
+    def adopt(cls, pool: Any) -> bool:
+        """Make a pool that was never opened one of this class; return whether it is now.
+
+        It stays what it is if it is not made of what is overridden here: then nothing is
+        lost but speed, and what is told of connections that are lost.
+        """
+        if type(pool) is not ConnectionPool or not is_known(pool):
+            logger.info(
+                "pool %r is not made of what this library knows, so it is used as it is",
+                getattr(pool, "name", pool),
+            )
+            return False
+        pool.__class__ = cls
+        pool._lock = RLock()  # older versions make it when the pool is opened
+        pool._holder = 0
+        pool._members, pool._asking, pool._retries = {}, {}, []
+        pool.last_error, pool.has_connected = None, False
+        pool._drains = hasattr(pool, "_drained_at")
+        registry.add_pool(pool)
+        return True
+
+    # ##### Out and in #####
+
+    def getconn(self, timeout: float | None = None, owner: Any = OTHERS) -> Any:
+        """Return a connection, as the parent does, lent to `owner`.
+
+        `owner` is a weak reference to a `Borrower`.  It looks at what it gets by itself.
+        """
+        if (
+            self._pool
+            and (self._check is None or self._is_checked_by(owner))
+            and ConnectionPool.getconn is _GETCONN
+        ):
+            connection = self._take_idle(owner)
+            if connection is not None:
+                return connection
+        if owner is OTHERS:
+            return super().getconn(timeout)
+        me = get_ident()
+        before = self._asking.get(me, OTHERS)  # of whom a signal handler has interrupted
+        try:
+            self._asking[me] = owner
+            return super().getconn(timeout)
+        finally:
+            self._asking[me] = before
+            if before is OTHERS:
+                del self._asking[me]
+
+    def putconn(self, conn: Any) -> None:
+        if (
+            conn._pool is self
+            and conn.pgconn.transaction_status == IDLE
+            and self._reset is None
+            and not self._closed
+            and not self._is_expired(conn)
+            and ConnectionPool.putconn is _PUTCONN
+        ):
+            self._add_to_pool(conn)
+        else:
+            super().putconn(conn)
+
+    @locked
+    def _take_idle(self, owner: Any) -> Any:
+        conn = None if self._closed else self._pop_idle(owner)
+        if conn is not None:
+            self._stats["requests_num"] += 1
+            conn._pool = self
+        return conn
+
+    def _pop_idle(self, owner: Any) -> Any:
+        """Take the connection that was used last out of the idle ones; None: there is none.
+
+        Within the lock.  Its age is looked at here, because one at the bottom may not have
+        been used for longer than it may live.
+        """
+        idle, members = self._pool, self._members
+        while idle:
+            # Noted before and after: an interruption in between finds it with its owner,
+            # and a signal handler that makes a query in between takes another.
+            members[idle[-1]] = owner
+            conn = idle.pop()
+            members[conn] = owner
+            if len(idle) < self._nconns_min:
+                self._nconns_min = len(idle)
+            if not self._is_expired(conn):
+                return conn
+            _of_parent.info("discarding expired connection")
+            self._replace(conn)
+        return None
+
+    def _is_expired(self, conn: Any) -> bool:
+        if conn._expire_at <= monotonic():
+            return True
+        return self._drains and bool(conn._created_at <= self._drained_at)
+
+    def _is_checked_by(self, owner: Any) -> bool:
+        """Return whether the pool's check is one that `owner` makes by itself."""
+        return owner is not OTHERS and self._check is type(self).check_connection
+
+    def _check_connection(self, conn: Any) -> None:
+        if not self._is_checked_by(self._members.get(conn, OTHERS)):
+            super()._check_connection(conn)
+
+    def _add_to_pool(self, conn: Any) -> None:
+        """Give a connection to who has waited longest, or let it be idle."""
+        conn._pool = None
+        if not self._keep(conn):
+            conn.close()
+
+    @locked
+    def _keep(self, conn: Any) -> bool:
+        members, waiting = self._members, self._waiting
+        if self._closed or members.get(conn) is LOST:
+            return False
+        while waiting:
+            place = waiting[0]
+            if place.conn is None and place.error is None:
+                # An interruption in between finds it with the one who gets it.
+                members[conn] = place.owner
+                place.conn = conn
+                waiting.popleft()
+                place.call()
+                return True
+            waiting.popleft()
+        self._pool.append(conn)
+        members[conn] = None
+        full = self._pool_full_event
+        if full is not None and len(self._pool) >= self._min_size:
+            full.set()
+        return True
+
+    def _putconn(self, conn: Any, from_getconn: bool) -> None:
+        if self._reset is None:
+            super()._putconn(conn, from_getconn)
+            return
+        try:
+            self._members[conn] = RETURNING  # a worker has it from here on
+            super()._putconn(conn, from_getconn)
+        except BaseException:
+            self._replace_if(conn, RETURNING)
+            raise
+
+    def _return_connection(self, conn: Any, from_getconn: bool) -> None:
+        self._reset_connection(conn)
+        if conn.pgconn.transaction_status == UNKNOWN:
+            if from_getconn:
+                self._stats["connections_lost"] += 1
+            else:
+                self._stats["returns_bad"] += 1
+            _of_parent.warning("discarding closed connection: %s", conn)
+            self._replace(conn)
+        elif self._is_expired(conn):
+            _of_parent.info("discarding expired connection")
+            self._replace(conn)
+        else:
+            self._add_to_pool(conn)
+
+    def _reset_connection(self, conn: Any) -> None:
+        super()._reset_connection(conn)
+        if self._reset is not None:
+            know(conn).heard = None  # nobody knows what the user's callback has undone
+
+    # ##### Waiting #####
+
+    def _getconn_unchecked(self, timeout: float) -> Any:
+        owner = self._asking.get(get_ident(), OTHERS)
+        conn, place = self._get_or_join(timeout, owner)
+        if place is not None:
+            conn = self._wait(place, timeout)
+        conn._pool = self
+        return conn
+
+    @locked
+    def _get_or_join(self, timeout: float, owner: Any) -> tuple[Any, Place | None]:
+        """Return a connection, or a place in the line."""
+        if timeout <= 0.0:
+            raise PoolTimeout
+        self._check_open_getconn()
+        conn = self._pop_idle(owner)
+        if conn is not None:
+            return conn, None
+        if self.max_waiting and len(self._waiting) >= self.max_waiting:
+            self._stats["requests_errors"] += 1
+            raise parent.TooManyRequests(
+                f"the pool {self.name!r} has already {len(self._waiting)} requests waiting"
+            )
+        self._raise_if_unreachable()
+        place = Place(owner)
+        self._waiting.append(place)  # type: ignore[arg-type]
+        self._stats["requests_queued"] += 1
+        self._maybe_grow_pool()
+        return None, place
+
+    def _wait(self, place: Place, timeout: float) -> Any:
+        began = monotonic()
+        deadline = began + timeout
+        try:
+            while place.conn is None and place.error is None:
+                remaining = deadline - monotonic()
+                if remaining <= 0.0:
+                    break
+                place.turn.acquire(True, min(remaining, _LOOK_AGAIN))
+            conn = self._leave(place)
+            if conn is None:
+                raise place.error or PoolTimeout(
+                    f"couldn't get a connection after {timeout:.2f} sec"
+                )
+            return conn
+        except BaseException as error:
+            if isinstance(error, Exception) and place.conn is None:
+                self._stats["requests_errors"] += 1
+            conn = self._leave(place)
+            if conn is not None:  # interrupted, when it had just been given
+                self._add_to_pool(conn)
+            raise
+        finally:
+            self._stats["requests_wait_ms"] += int((monotonic() - began) * 1000)
+
+    @locked
+    def _leave(self, place: Place) -> Any:
+        """End a wait; return the connection that it was given, if it was."""
+        if place.conn is None:
+            with suppress(ValueError):
+                self._waiting.remove(place)  # type: ignore[arg-type]
+        return place.conn
+
+    # ##### Connecting #####
+
+    def _connect(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            conn = super()._connect(*args, **kwargs)
+        except Exception as error:
+            self.last_error = copy(error)  # without the frames that it went through
+            if not self.has_connected:
+                self._fail_all()
+            raise
+        self.last_error, self.has_connected = None, True
+        know(conn)
+        for retry in list(self._retries):
+            retry.tick()
+        return conn
+
+    def _raise_if_unreachable(self) -> None:
+        # A pool goes on trying for its whole timeout; but a wrong password is told at
+        # once, as without a pool.
+        if self.last_error is not None and not self.has_connected:
+            raise copy(self.last_error)
+
+    @locked
+    def _fail_all(self) -> None:
+        while self._waiting:
+            self._waiting.popleft().fail(copy(self.last_error))  # type: ignore[arg-type]
+
+    def schedule_task(self, task: Any, delay: float) -> None:
+        if getattr(task, "attempt", None) is not None:
+            # For each connection that is missing, the parent waits twice as long after each
+            # failure.  One of them tries every second; when it succeeds, the others do.
+            is_probe = not any(retry.is_probe for retry in list(self._retries))
+            if is_probe:
+                delay = min(delay, _RETRY_WITHIN)
+            task = _Retry(task, self._retries, is_probe)
+        super().schedule_task(task, delay)
+
+    # ##### Losing and replacing #####
+
+    def _replace(self, conn: Any) -> None:
+        """Let a worker close a connection and make another: once, however often asked."""
+        self._members[conn] = LOST
+        self.run_task(_Replace(self, conn))
+
+    @locked
+    def _replace_if(self, conn: Any, owner: Any) -> bool:
+        """Replace a connection if it is still `owner`'s."""
+        if self._members.get(conn) is not owner or conn in self._pool:
+            return False
+        self._replace(conn)
+        return True
+
+    @locked
+    def _forget(self, conn: Any) -> bool:
+        """Strike out a connection that is lost; return whether it was."""
+        if self._members.get(conn) is not LOST:
+            return False
+        del self._members[conn]
+        return True
+
+    @locked
+    def _list_members(self) -> list[tuple[Any, Any]]:
+        return list(self._members.items())
+
+    def reap(self) -> None:
+        """Replace what was lost.  Called by the reaper, now and then."""
+        if self._closed:
+            return
+        for conn, owner in self._list_members():
+            if owner is LOST:
+                self.run_task(_Replace(self, conn))
+            elif owner is None:
+                if conn.closed:
+                    self._forget_closed(conn)
+            elif isinstance(owner, ref):
+                borrower = owner()
+                if (borrower is None or borrower.has_lost(conn)) and self._replace_if(
+                    conn, owner
+                ):
+                    logger.warning(
+                        "a thread was interrupted while it got a connection from %r or "
+                        "gave it back: the connection is replaced",
+                        self.name,
+                    )
+
+    @locked
+    def _forget_closed(self, conn: Any) -> None:
+        """Strike out a connection that the parent has closed: to shrink, or to drain."""
+        if self._members.get(conn, OTHERS) is None and conn not in self._pool:
+            del self._members[conn]
+
+    def count_lent(self) -> int:
+        """Return how many connections are out."""
+        return sum(owner not in (None, LOST) for _, owner in self._list_members())
+
+
+class _Replace(parent.MaintenanceTask):
+    """A worker's task: to make a connection in the place of one that was lost."""
+
+    def __init__(self, pool: RealPool, conn: Any) -> None:
+        super().__init__(pool)
+        self.conn = conn
+
+    def _run(self, pool: Any) -> None:
+        if pool._forget(self.conn):
+            self.conn._pool = None
+            self.conn.close()
+            pool._add_connection(None)
+
+
+class _Retry:
+    """An attempt to connect that is scheduled, and may be made earlier: once."""
+
+    def __init__(self, task: Any, waiting: list[_Retry], is_probe: bool) -> None:
+        self.is_probe = is_probe
+        self._task = task
+        self._waiting = waiting
+        waiting.append(self)
+
+    def tick(self) -> None:
+        try:
+            self._waiting.remove(self)
+        except ValueError:
+            return  # it was made already
+        self._task.tick()
+
+
+def is_known(pool: Any) -> bool:
+    """Return whether a pool is made of what `RealPool` overrides and uses."""
+    return (
+        all(callable(getattr(pool, name, None)) for name in NEEDED)
+        and all(hasattr(pool, name) for name in NEEDED_IN_POOL)
+        and all(type(getattr(pool, name)) is deque for name in ("_pool", "_waiting"))
+        and all(hasattr(parent, name) for name in ("MaintenanceTask", "TooManyRequests"))
+    )

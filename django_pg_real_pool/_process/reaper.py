@@ -1,0 +1,88 @@
+"""Gives back the connections of threads that ended without doing so.
+
+And those that a thread lost without ending, because an exception was thrown into it at
+a moment when nothing could be done about it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from . import registry
+
+logger = logging.getLogger("django_pg_real_pool")
+
+#: Seconds between two looks at which threads are alive.
+INTERVAL = 0.5
+
+#: What is to be done soon, on the reaper's thread.  SimpleQueue, because putting
+#: something there must be safe in a finaliser.
+_tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+_lock = threading.Lock()
+_thread: threading.Thread | None = None
+
+
+def start() -> None:
+    """Start the reaper's thread if it is not running."""
+    global _thread
+    if _thread is not None and _thread.is_alive():
+        return
+    with _lock:
+        if _thread is None or not _thread.is_alive():
+            _thread = threading.Thread(
+                target=_run, name="django-pg-real-pool-reaper", daemon=True
+            )
+            _thread.start()
+
+
+def run_soon(task: Callable[[], None]) -> None:
+    """Run `task` on the reaper's thread; may be called by a finaliser."""
+    _tasks.put(task)
+
+
+def forget() -> Any:
+    """In a forked child: the parent's thread is not here.
+
+    Returns what must not be collected as long as the child lives.
+    """
+    global _lock, _thread, _tasks
+    tasks = _tasks
+    _lock = threading.Lock()
+    _tasks = SimpleQueue()
+    _thread = None
+    return tasks
+
+
+def _run() -> None:
+    next_look = time.monotonic() + INTERVAL
+    while True:
+        _run_task(next_look - time.monotonic())
+        if time.monotonic() >= next_look:
+            reap()
+            next_look = time.monotonic() + INTERVAL
+
+
+def _run_task(timeout: float) -> None:
+    try:
+        task = _tasks.get(timeout=max(0.0, timeout))
+    except Empty:
+        return
+    _survive(task)
+
+
+def _survive(task: Callable[[], None]) -> None:
+    try:
+        task()
+    except Exception:
+        logger.exception("could not give back a connection")
+
+
+def reap() -> None:
+    """Give back what leases of ended threads hold, and what nobody holds."""
+    for each in [*registry.leases(), *registry.pools()]:
+        _survive(each.reap)
