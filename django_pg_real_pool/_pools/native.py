@@ -104,10 +104,10 @@ class NativePool(Pool):
         wrapper._configure_connection(wrapper.connection)
 
     def put(self, session: Session) -> None:
+        self.forget(session)
         connection = session.let_go()
         # psycopg_pool notes on the connection whose it is; Django relies on it too.
         connection._pool.putconn(connection)
-        self.forget(session)
 
     def most(self, settings_dict: Mapping[str, Any]) -> int | None:
         options = settings_dict["OPTIONS"].get("pool")

@@ -91,10 +91,11 @@ class QueuePool(Pool):
         if self._is_overridden:
             super().put(session)
             return
-        # First, so that whoever queries while it goes back gets another.
+        # First, so that whoever queries while it goes back gets another; and so that an
+        # interruption leaves it to nobody, and SQLAlchemy takes it back.
+        self.forget(session)
         connection = session.let_go()
         connection.close()
-        self.forget(session)
 
     def _wait_in(self, line: deque[Any], place: Any, pool: Any) -> None:
         from sqlalchemy.exc import TimeoutError
