@@ -74,9 +74,34 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
             "SET SESSION AUTHORIZATION DEFAULT",
             "SET ROLE NONE",
             "SET search_path TO DEFAULT",
-            "SET SEED TO 0.5",
         ],
     ),
+    (
+        "setseed()",
+        SAME,
+        "it is setseed(), which LOCAL does not confine",
+        [
+            "SET SEED TO 0.5",
+            "set seed = 0.5",
+            "SET SESSION seed TO '0.5'",
+            'SET "Seed" = 0.5',
+            "SET LOCAL SEED TO 0.5",
+            "SET/**/LOCAL/**/seed/**/=/**/0.5",
+            "SET app.tenant = ''; SET LOCAL seed = 0.5",
+            "DO $$ BEGIN SET LOCAL seed = 0.5; END $$",
+            "SELECT set_config('seed', '0.5', true)",
+            "SELECT set_config('SE'\n'ED', '0.5', true)",
+            "SELECT set_config(lower(('SEED')::text), '0.5', true)",
+            "SELECT set_config(E's\\x65ed', '0.5', true)",
+        ],
+    ),
+    (
+        SET,
+        SAME,
+        "another setting with that name",
+        ["SET seed.x = ''", "SET session.seed = ''"],
+    ),
+    (None, SAME, "the same, LOCAL", ["SET LOCAL seed.x = ''", "SET LOCAL app.seed = ''"]),
     (
         SET,
         CHANGES,
@@ -107,6 +132,11 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
             "SELECT B'01'; SET app.tenant = '1'",
             "SELECT N'n'; SET app.tenant = '1'",
             "SELECT 'a'\n'b'; SET app.tenant = '1'",
+            "SELECT E'a'\n'b\\''; SET app.tenant = '1' --'",
+            "SELECT e'a' -- it's\n -- '\n\t'b\\''; SET app.tenant = '1' --'",
+            "SELECT 'a\\b'; SET app.tenant = '1'",
+            "SELECT B'01'\n'1'; SET app.tenant = '1'",
+            "SELECT 1.5e5, .5e-1, 1.; SET app.tenant = '1'",
             "SELECT 1 -- '\n; SET app.tenant = '1'",
             "SELECT 2*/* ' */3; SET app.tenant = '1' -- '",
             "SELECT 1 AS \"it's\"; SET app.tenant = '1'",
@@ -213,6 +243,14 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
             "SELECT 5%set_config('app.tenant', '1', false)::int",
             "SELECT ts_stat($$SELECT to_tsvector(set_config('app.tenant', '1', false))$$)",
             "SELECT ts_stat('SELECT to_tsvector(set_config(''app.tenant'', ''1'', false))')",
+            (
+                "SELECT ts_stat('SELECT to_tsvector(set_con' -- it goes on\n"
+                "'fig(''app.tenant'', ''1'', false))')"
+            ),
+            (
+                "SELECT ts_stat(E'SELECT\\nto_tsvector(\\nset\\x5fc\\157n\\u0066ig(\\'app.tenant\\', "
+                "\\'1\\', false))')"
+            ),
         ],
     ),
     (
@@ -250,6 +288,8 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
             "SELECT set_config('app.tenant', '1', TRUE)",
             "SELECT set_config('app.tenant', '1', 't')",
             "SELECT set_config('app.tenant', '1', 'true')",
+            "SELECT set_config('app.tenant', '1', 'tr'\n'ue')",
+            "SELECT set_config('app.tenant', 'a\\b', true)",
             "SELECT set_config('app.tenant', '1', /* c */ true -- c\n)",
             "SELECT set_config('app.tenant', concat('a', ',', 'b'), true)",
             "SELECT set_config('app.tenant', (ARRAY['a', 'b'])[1], true)",
@@ -408,6 +448,7 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
             "CREATE TEMP TABLE t AS SELECT 'on commit drop' AS x",
             'CREATE TEMP TABLE "on commit drop" (id int)',
             "SELECT 1 AS id INTO TEMP t",
+            "SELECT 'a; b' AS id INTO TEMP t",
             "SELECT 1 AS id INTO TEMPORARY TABLE t",
             "SELECT 1 AS id INTO LOCAL TEMP TABLE t",
             "WITH a AS (SELECT 1 AS id) SELECT id INTO TEMP t FROM a",
@@ -420,6 +461,12 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
             "CREATE TYPE pg_temp.pair AS (a int, b int)",
             "BEGIN; SET LOCAL search_path = pg_temp; CREATE TABLE t (id int); COMMIT",
             "BEGIN; SET LOCAL search_path = 'pg_temp'; CREATE TABLE t (id int); COMMIT",
+            "BEGIN; SET LOCAL search_path = 'pg_te'\n'mp'; CREATE TABLE t (id int); COMMIT",
+            (
+                "BEGIN; SET LOCAL search_path = 'pg' -- a\r\n -- b\n '_te'\n\n'mp'; "
+                "CREATE TABLE t (id int); COMMIT"
+            ),
+            "BEGIN; SET LOCAL search_path = E'pg_te\\mp'; CREATE TABLE t (id int); COMMIT",
             (
                 "BEGIN; SELECT set_config('search_path', 'PG_TEMP', true); "
                 "CREATE TABLE t (id int); COMMIT"
@@ -442,6 +489,7 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
         "not a number with a tail: before PostgreSQL 15 it ran",
         [
             "SELECT 1INTO TEMP t",
+            "SELECT 1.5e5INTO TEMP t",
         ],
     ),
     (
@@ -488,6 +536,10 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
             "DO $$ BEGIN CREATE TEMP TABLE t (id int); END $$",
             "DO $do$ BEGIN EXECUTE 'S' || 'ET app.tenant = 1'; END $do$",
             "DO E'BEGIN\\x20S\\x45T app.tenant = 1; END'",
+            "DO 'BEGIN S'\n'ET app.tenant = 1; END'",
+            "DO $$ BEGIN SET LOCAL search_path = 'pg_te' -- '\n'mp'; CREATE TABLE t (id int); END $$",
+            "DO LANGUAGE plpgsql 'BEGIN S' -- '\n'E' \n\n 'T app.tenant = 1; END'",
+            "DO E'BEGIN S'\n'\\105T app.tenant = 1; END'",
             "/* c */ DO /* c */ $$ BEGIN EXECUTE format('%s app.tenant = 1', 'SET'); END $$",
         ],
     ),
@@ -506,6 +558,7 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
         "its body has none of the words",
         [
             "DO $$ BEGIN PERFORM 1; END $$",
+            "DO $$ BEGIN PERFORM regexp_replace('a b', '\\s+', ' '); END $$",
         ],
     ),
     (
@@ -608,10 +661,9 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
     (
         UNCLEAR + "'SET'",
         CHANGES,
-        "a Unicode escape, or a backslash that may be one",
+        "a backslash before a quote, which may escape it",
         [
             "SELECT '\\'; SET app.tenant = '1' --'",
-            "SELECT E'a'\n'b\\''; SET app.tenant = '1' --'",
         ],
     ),
     (
@@ -627,9 +679,23 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
     (
         UNCLEAR + "'SET'",
         SAME,
-        "a backslash in a plain string may be an escape",
+        "the same, where only the other reading has a SET, or no end",
+        [
+            "SELECT '\\', '; SET app.tenant = 1 --'",
+            "SELECT 'it' LIKE 'a\\_' ESCAPE '\\'; SELECT ' SET '",
+        ],
+    ),
+    (
+        None,
+        SAME,
+        "a backslash in a plain string, which makes no difference",
         [
             "SELECT 'a\\b'; UPDATE item SET name = 'x'",
+            "UPDATE item SET name = regexp_replace(name, '\\s+', ' ')",
+            "UPDATE item SET name = 'x' WHERE name LIKE '%\\_%'",
+            "UPDATE item SET name = 'x' WHERE name LIKE '50\\%' ESCAPE '\\'",
+            "SELECT id AS hold FROM item WHERE name LIKE '%\\_%'",
+            "SELECT '\\d; SET \\d', '\\\\'; UPDATE item SET name = name",
         ],
     ),
     (
@@ -639,7 +705,7 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
         [
             "SELECT 'it; set",
             'SELECT "it; set',
-            "SELECT 1 /* set",
+            "SELECT 1; SELECT 1 /* set",
             "/* /* */ set a.b = 1",
         ],
     ),
@@ -651,6 +717,7 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
             "SELECT %(a')s; SET app.tenant = '1'; SELECT %(b')s",
             "SELECT %(/*)s; SET app.tenant = '1'; SELECT %(*/)s",
             "SELECT %(--)s; SET app.tenant = '1'",
+            "SELECT '%(')s'; SET app.tenant = '1' --'",
         ],
     ),
     # ##### What is no change at all #####
@@ -699,6 +766,10 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
             "BEGIN; SAVEPOINT a; ROLLBACK TO SAVEPOINT a; RELEASE SAVEPOINT a; END",
             "BEGIN; SELECT 1; COMMIT AND CHAIN; ABORT",
             "SELECT 5 %(3)",
+            "SELECT 1 AS \"temp\", 'a temporary; SET ''x'",
+            "SELECT 1 -- temp; SET a.b = 1",
+            "/* it's */ SELECT 1 /* ; SET */",
+            "SELECT 'not '\n'; SET app.tenant = 1'",
             "SELECT 10 % 3",
         ],
     ),

@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from django.utils.safestring import SafeString
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
@@ -28,7 +29,9 @@ from django_pg_real_pool._session import (
     changes_session,
     function_changes_session,
 )
-from django_pg_real_pool._session.scanner import tokens
+from django_pg_real_pool._session import _scan as scanned
+from django_pg_real_pool._session.glance import readings_to_scan
+from django_pg_real_pool._session.scanner import Unclear, tokens
 
 #: How many random texts the real server is asked about.
 TEXTS = int(os.environ.get("SESSION_TEXTS", "4000"))
@@ -211,7 +214,9 @@ def test_random_quotes_hide_nothing(conforming: str) -> None:
             changed = value.get_value(0, 0) not in (None, b"")
             if changed:
                 pgconn.exec_(b"RESET app.tenant")
-                assert changes_session(text) is not None, f"{text!r}, seed {seed}"
+                for context in (None, connection):
+                    verdict = changes_session(text, context)
+                    assert verdict is not None, f"{text!r}, seed {seed}"
             seen[accepted, changed] += 1
     # The texts are worth something: many are valid, with and without a change.
     assert seen[True, True] > TEXTS / 50, seen
@@ -410,14 +415,15 @@ def test_a_comment_at_the_end_costs_no_second_reading(
     """C2: tracing tools end each statement with a comment that no other one has."""
     read: list[str] = []
 
-    def counted(text: str) -> Iterator[Any]:
+    def counted(text: str, escapes: bool) -> Iterator[Any]:
         read.append(text)
-        return tokens(text)
+        return tokens(text, escapes)
 
     monkeypatch.setattr("django_pg_real_pool._session.tokens", counted)
     for number in range(20):
         comment = f"/*controller='page',traceparent='00-{number}-01'*/"
-        assert changes_session(f"UPDATE traced SET a = 'b' {comment}") is None
+        assert changes_session(f"UPDATE traced SET a = '\\b' {comment}") is None
+        assert changes_session(f"SELECT traced AS a$temp {comment}") is None
         assert changes_session(f"SET traced.a = 'b' {comment}") == "SET"
     assert len(read) == 2
     # These are no comments, or not only.
@@ -430,3 +436,232 @@ def test_a_comment_at_the_end_costs_no_second_reading(
 def test_a_word_that_only_ends_like_one_of_ours_is_none() -> None:
     """S1: a letter beyond ASCII is a letter."""
     assert changes_session("SELECT \u00e9set FROM caf\u00e9") is None
+
+
+# ##### Not the text alone #####
+
+
+class Loud(str):
+    """A text with answers of its own, none of which the driver asks for."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "SELECT 1"
+
+    def __format__(self, _: str) -> str:
+        return "lower"
+
+    def __hash__(self) -> int:
+        raise AssertionError("it was hashed")
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("it was compared")
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def __contains__(self, _: object) -> bool:
+        return False
+
+    def lower(self) -> str:
+        return "select 1"
+
+    def startswith(self, *_: Any) -> bool:
+        return False
+
+
+class OtherText(str):
+    """A text that sends another."""
+
+    __slots__ = ()
+
+    def encode(self, *_: Any) -> bytes:
+        return b"SET app.tenant = '1'"
+
+
+class OtherBytes(bytes):
+    """Bytes that say to be another text; the driver sends them as they are."""
+
+    __slots__ = ()
+
+    def decode(self, *_: Any) -> str:
+        return "SELECT 1"
+
+
+class Promise:
+    """Something that only says to be a text."""
+
+    __class__ = str  # type: ignore[assignment]
+
+
+def test_a_text_of_another_class_is_read_as_the_plain_text() -> None:
+    """S1: what the driver sends is read, whatever the class makes of str() or lower()."""
+    assert changes_session(SafeString("SET safe.a = '1'")) == "SET"
+    assert changes_session(SafeString("SELECT 'safe'")) is None
+    assert changes_session(Loud("SET loud.a = '1'")) == "SET"
+    assert changes_session(Loud("SELECT 'loud'")) is None
+    assert changes_session(OtherBytes(b"SET loud.a = '1'")) == "SET"
+    assert function_changes_session(Loud("set_config")) == "set_config()"
+    # What these send can't be known.
+    assert changes_session(OtherText("SELECT 1")) == "query of unknown kind OtherText"
+    assert changes_session(Promise()) == "query of unknown kind Promise"
+    assert function_changes_session(Promise()) == "function of unknown kind Promise"
+
+
+def test_what_follows_a_null_byte_is_not_read() -> None:
+    """S1: libpq sends what is before it."""
+    assert changes_session("CREATE TEMP TABLE t (a int) \0 ON COMMIT DROP") is not None
+    assert changes_session("SELECT 'a temp'; SELECT 1\0; SET a.b = 1") is None
+
+
+#: What a server that takes a backslash for an escape, or not, makes of a text.
+_TWO_READINGS = [
+    ("SELECT '\\'; SET a.b = 1 --'", "SET", None, "unclear statement with 'SET'"),
+    ("SELECT '\\', '; SET a.b = 1 --'", None, "SET", "unclear statement with 'SET'"),
+    ("SELECT '\\', '; LOAD ''a''--'; SET a.b = 1", "SET", "LOAD", "LOAD"),
+    ("UPDATE t SET a = a LIKE '\\' ESCAPE '\\'", None, None, None),
+    ("SELECT ' a\\_b ; SET '; SET LOCAL a.b = 1", None, None, None),
+    ("SELECT '\\x'; SET a.b = 1", "SET", "SET", "SET"),
+    ("SET LOCAL search_path = 'pg_te\\mp'", None, "temporary object", "unclear"),
+    ("DO 'BEGIN PERFORM ''\\s''; END'", None, None, None),
+]
+
+
+@pytest.mark.parametrize(("text", "on", "off", "unknown"), _TWO_READINGS)
+def test_a_backslash_is_what_the_server_says(
+    text: str, on: str | None, off: str | None, unknown: str | None
+) -> None:
+    """S1: the reading that applies decides; without one, both do."""
+    long = " " * 5000 + text
+    with psycopg.connect(autocommit=True) as connection:
+        for status, verdict in (("on", on), ("off", off)):
+            connection.execute(f"SET standard_conforming_strings = {status}")
+            for context in (connection, connection.cursor()):
+                for _ in range(2):
+                    assert changes_session(text, context) == verdict
+                    assert changes_session(long, context) == verdict
+        with connection.pipeline():  # where a SET may be on its way
+            contexts: list[Any] = [connection, None, object()]
+            for context in contexts:
+                for query in (text, long):
+                    said = changes_session(query, context)
+                    assert (said or "").startswith(unknown or "")
+                    assert (said is None) == (unknown is None)
+        connection.execute("SET standard_conforming_strings = on")
+    if unknown is not None:
+        assert changes_session(text, connection) is not None  # it is closed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["SET seed TO 0.5", "BEGIN; SET LOCAL seed = 0.5; COMMIT"],
+        *["SELECT set_config('seed', '0.5', true)", "SELECT setseed(0.5)"],
+    ],
+)
+def test_a_seed_is_the_sessions(text: str) -> None:
+    """S1: the numbers that follow are known; and no reset makes them unknown."""
+    with psycopg.connect(autocommit=True) as one, psycopg.connect(autocommit=True) as other:
+        other.execute("SELECT setseed(0.5)")
+        assert run(one, text)
+        one.execute("DISCARD ALL")
+        numbers = {c.execute("SELECT random()").fetchone() for c in (one, other)}
+    assert len(numbers) == 1
+    assert changes_session(text) in BEYOND_RESET
+
+
+# ##### The quick look, with the scanner as the judge #####
+
+_TRICKY = [
+    *["'", "'", "''", '"', '""', "\\", "\\'", "\\\\", "$$", "$a$", "$1", "--", "/*", "*/"],
+    *["\n", " ", ";", ";", "E'", "e'", "N'", "B'", "X'", "U&'", 'U&"', "(", ")", ","],
+    *[
+        "%s",
+        "%(a)s",
+        "%(a'b)s",
+        "%%",
+        "1",
+        "1e5",
+        "_",
+        "a",
+        "E",
+        "\u00e9",
+        "\t",
+        "\r",
+        "\f",
+    ],
+    *["'\n'", "' -- '\n'", "'a'", "E'\\''", "'\\'", "$$ ' $$", '"a"', "/* ' */", "-- '\n"],
+    *["'it''s'", "LIKE'a'", "'pg_te'\n'mp'", "E'\\x70g_temp'", "\\x5f", "\\137", "\\v"],
+    *["SET ", "set", "RESET ", "LOCAL ", "DO ", "DECLARE ", "HOLD ", "WITH ", "LOAD "],
+    *["TEMP ", "TEMPORARY ", "temp", "INTO ", "CREATE ", "UPDATE ", "SELECT ", "TABLE "],
+    *["pg_temp", "pg_settings", "set_config(", "true)", "seed", "setseed(", "=", "."],
+    *[
+        "pg_advisory_lock(",
+        "pg_",
+        "advisory",
+        "_lock(",
+        "set_",
+        "config(",
+        "ON COMMIT DROP ",
+    ],
+    *["FUNCTION ", "EXECUTE ", "PREPARE ", "TRANSACTION ", "transaction.", "LISTEN "],
+]
+
+
+@given(
+    st.lists(st.sampled_from(_TRICKY), max_size=14).map("".join),
+    st.sampled_from(["", "SELECT ", "UPDATE t SET a = ", "SELECT 'a'; ", "BEGIN;"]),
+    st.booleans(),
+)
+@example("LIKE'--', 'pg_te'\n'mp'", "SELECT ", True)
+@example("'pg_t'\n'e' --\n'mp'", "SELECT ", False)
+@settings(max_examples=1000, deadline=None)
+def test_the_quick_look_overlooks_nothing(text: str, before: str, escapes: bool) -> None:
+    """S1: what it lets pass is no change to the scanner; or no SQL to any server."""
+    text = before + text
+    if readings_to_scan(text, (escapes,)):
+        return
+    try:
+        list(tokens(text, escapes))
+    except Unclear:
+        # Unfinished.  One statement is that one, wherever its last constant ends.
+        assert ";" not in text
+        return
+    assert scanned(text, escapes) is None
+
+
+@given(disguised(), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_the_quick_look_is_not_deceived_by_a_disguise(
+    case: tuple[str | None, str], escapes: bool
+) -> None:
+    """S1: the same of what is valid SQL."""
+    _, text = case
+    if not readings_to_scan(text, (escapes,)):
+        assert scanned(text, escapes) is None
+
+
+_NUMBERS = range(2000)
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        "%s",
+        "'a temporary; SET \"x\" -- it''s /* on hold */ $5'",
+        "'\\d a temporary; LOAD \\s; set'",
+        "E'it\\'s\\n; SET \\\\ a /* temporary'",
+        "'-- in two'\n\t\n'; SET a'",
+    ],
+)
+def test_a_long_update_is_not_taken_apart(
+    constant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C2: what bulk_update() sends is seen for what it is without a look at each word."""
+    cases = " ".join(f'WHEN ("item"."id" = %s) THEN {constant}' for _ in _NUMBERS)
+    text = f'UPDATE "item" SET "name" = (CASE {cases} ELSE NULL END)::varchar(100)'
+    monkeypatch.setattr("django_pg_real_pool._session.tokens", None)
+    assert changes_session(text) is None
+    monkeypatch.undo()
+    assert changes_session(text + "; SET a.b = 1") == "SET"
