@@ -137,9 +137,7 @@ def test_a_burst_meets_no_connection_beyond_its_lifetime(
 
 # ##### A lost connection is replaced once #####
 
-WATCHED = tuple(
-    os.path.dirname(module.__file__) for module in (django_pg_real_pool, psycopg_pool)
-)
+WATCHED = (*django_pg_real_pool.__path__, *psycopg_pool.__path__)
 
 
 def is_watched(frame: Any) -> bool:
@@ -169,8 +167,13 @@ def interrupt(moment: int, run: Callable[[], Any]) -> str | None:
     gc.disable()  # a finaliser is not what is to be interrupted
     sys.setprofile(profile)
     try:
-        with suppress(Stop):
-            run()
+        run()
+    except BaseException as error:
+        # What is raised on top, at the end of what was interrupted, is as on stock.
+        while not isinstance(error, Stop):
+            if error.__context__ is None:
+                raise
+            error = error.__context__
     finally:
         sys.setprofile(None)
         gc.enable()
@@ -185,10 +188,11 @@ def test_a_broken_connection_is_replaced_once_whatever_its_checkin_meets(
     """R10: `max_size` 2 is two server processes, also after many interruptions."""
     caplog.set_level("CRITICAL", "psycopg.pool")  # a record of it would keep it alive
     size, found = 2, ""
+    hit: str | None = ""
     with extra_alias(
         f"broken_{engine}", engine, size=size, OPTIONS=named(engine, size)
     ) as name:
-        original, moment, hit = connections[name], 0, ""
+        original, moment = connections[name], 0
 
         def is_as_large_as_it_may_be() -> bool:
             count = len(processes(observer, engine))
@@ -505,7 +509,7 @@ def test_a_pool_that_is_closed_in_the_midst_of_a_block_lets_it_end(observer: Any
 
 def test_who_waits_for_a_pool_that_is_closed_is_answered_at_once() -> None:
     """F8: with a connection of another pool, or with an error, as on stock."""
-    with extra_alias("closed_native", "native", size=1) as name:
+    with extra_alias("awaited_native", "native", size=1) as name:
         pool: Any = connections[name].pool  # type: ignore[attr-defined]
 
         def wait() -> None:
