@@ -101,11 +101,13 @@ AGE = (
 def ages(alias: str) -> list[float]:
     """Return how old the four connections are that a burst gets, some past Django."""
     past_django = 2 if alias.endswith("native") else 0
+    query(alias)  # which opens the pool
     with ExitStack() as stack:
-        cursors = stack.enter_context(many_at_once(alias, 4 - past_django))
+        cursors = []
         for _ in range(past_django):
             pool: Any = connections[alias].pool  # type: ignore[attr-defined]
             cursors.append(stack.enter_context(pool.connection()).cursor())
+        cursors += stack.enter_context(many_at_once(alias, 4 - past_django))
         return [ask(cursor, AGE) for cursor in cursors]
 
 
@@ -180,8 +182,10 @@ def interrupt(moment: int, run: Callable[[], Any]) -> str | None:
     return hit
 
 
-@POOLED
-@pytest.mark.parametrize("ends", ["the cursor", "the request"])
+@pytest.mark.parametrize(
+    ("engine", "ends"),
+    [("native", "the cursor"), ("native", "the request"), ("dj", "the request")],
+)
 def test_a_broken_connection_is_replaced_once_whatever_its_checkin_meets(
     engine: str, ends: str, observer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
