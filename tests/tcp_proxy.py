@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
@@ -169,6 +171,12 @@ class Proxy:
     def accept(self) -> None:
         """Serve whoever connects, as at the beginning."""
         self.is_refusing = self.is_swallowing = False
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Serve nobody until the block ends; then all that has come meanwhile."""
+        with self._lock:
+            yield
 
     def slow(self) -> None:
         """Let each piece of data wait for 20 ms."""
