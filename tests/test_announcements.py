@@ -1,0 +1,476 @@
+"""D4: what receivers of `connection_created` set of a request is its own, everywhere.
+
+Connections are handed over crosswise by exclusion: while a third party has one of the
+two, whoever asks gets the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
+
+import pytest
+from django.db import connections, transaction
+from django.db.backends.signals import connection_created
+from faults import PLAIN, census, extra_alias
+from helpers import backend_pid, wait_until
+from sessions import ask, in_another_request, pool_for_one
+from tcp_proxy import Proxy
+
+pytest_plugins = ("fix_faults",)
+
+T = TypeVar("T")
+
+#: Whose request this is, as a middleware would set it.
+user: ContextVar[str | None] = ContextVar("user", default=None)
+
+USER = "SELECT current_setting('app.user', true)"
+
+Receiver = Callable[[Any], None]
+
+
+@contextmanager
+def receiving(alias: str, *receivers: Receiver) -> Iterator[list[Any]]:
+    """Call receivers when a wrapper of `alias` sends the signal; note each signal."""
+    heard: list[Any] = []
+
+    def receive(connection: Any, **kwargs: Any) -> None:
+        if connection.alias == alias:
+            heard.append(connection)
+            for receiver in receivers:
+                receiver(connection)
+
+    connection_created.connect(receive)
+    try:
+        yield heard
+    finally:
+        connection_created.disconnect(receive)
+
+
+class Request:
+    """A thread of its own that does one thing after another, with its own context."""
+
+    def __init__(self, alias: str, name: str | None) -> None:
+        self.alias = alias
+        self._executor = ThreadPoolExecutor(1)
+        self._cursors: list[Any] = []
+        self.do(lambda: user.set(name))
+
+    def do(self, function: Callable[[], T]) -> T:
+        return self._executor.submit(function).result(10)
+
+    def take(self) -> int:
+        """Open a cursor, so that a connection is taken and kept; return its process."""
+
+        def open_one() -> int:
+            cursor = connections[self.alias].cursor()
+            self._cursors.append(cursor)
+            cursor.execute("SELECT pg_backend_pid()")
+            return int(cursor.fetchone()[0])
+
+        return self.do(open_one)
+
+    def give(self) -> None:
+        """Close the cursor: the connection goes back to the pool."""
+        self.do(lambda: self._cursors.pop().close())
+
+    def sees(self) -> tuple[int, str | None]:
+        """Return the server process of one more query, and the user that it sees."""
+
+        def look() -> tuple[int, str | None]:
+            with connections[self.alias].cursor() as cursor:
+                cursor.execute(f"SELECT pg_backend_pid(), ({USER})")
+                pid, seen = cursor.fetchone()
+                return int(pid), seen or None
+
+        return self.do(look)
+
+    def end(self) -> None:
+        self.do(lambda: connections[self.alias].close())
+
+    def leave(self) -> None:
+        self.do(connections.close_all)
+        self._executor.shutdown()
+
+
+class Three(NamedTuple):
+    """Two requests, and a third party that takes a connection out of their way."""
+
+    first: Request
+    second: Request
+    third: Request
+
+
+@contextmanager
+def three_requests(alias: str, *names: str | None) -> Iterator[Three]:
+    requests = [Request(alias, name) for name in names]
+    try:
+        yield Three(*requests)
+    finally:
+        for request in requests:
+            request.leave()
+
+
+def cross(three: Three) -> tuple[int, int]:
+    """Let the two take both connections and give them back, then each the other's.
+
+    Each has a cursor on the other's connection in the end.
+    """
+    first, second, third = three
+    one, other = first.take(), second.take()
+    assert one != other
+    first.give()
+    assert third.take() == one
+    second.give()
+    assert first.take() == other
+    third.give()
+    assert second.take() == one
+    return one, other
+
+
+@pytest.fixture
+def pair(alias: str) -> Iterator[str]:
+    """Each engine in turn, with a pool of two of its own."""
+    with extra_alias(f"pair_{alias}", alias) as name:
+        yield name
+
+
+@pytest.fixture
+def one(alias: str) -> Iterator[str]:
+    """Each engine in turn, with room for one connection: the next request gets it."""
+    with pool_for_one(alias) as name:
+        yield name
+
+
+# ##### Receivers #####
+
+
+def through_a_cursor(db: Any) -> None:
+    if user.get() is not None:
+        with db.cursor() as cursor:
+            cursor.execute("SELECT set_config('app.user', %s, false)", [user.get()])
+
+
+def through_a_statement(db: Any) -> None:
+    if user.get() is not None:
+        with db.cursor() as cursor:
+            cursor.execute(f"SET app.\"user\" = '{user.get()}'")
+
+
+def through_the_driver(db: Any) -> None:
+    if user.get() is not None:
+        db.connection.execute("SELECT set_config('app.user', %s, false)", [user.get()])
+
+
+def through_a_cursor_of_the_drivers(db: Any) -> None:
+    if user.get() is not None:
+        with db.connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('app.user', %s, false)", [user.get()])
+
+
+def through_many_at_once(db: Any) -> None:
+    if user.get() is not None:
+        with db.cursor() as cursor:
+            cursor.executemany(
+                "SELECT set_config(%s, %s, false)",
+                [["app.other", "always the same"], ["app.user", user.get()]],
+            )
+
+
+def through_callproc(db: Any) -> None:
+    if user.get() is not None:
+        with db.cursor() as cursor:
+            cursor.callproc("set_config", ["app.user", user.get(), False])
+
+
+def in_a_block(db: Any) -> None:
+    if user.get() is not None:
+        with transaction.atomic(using=db.alias):
+            through_a_cursor(db)
+
+
+RECEIVERS = [
+    through_a_cursor,
+    through_a_statement,
+    through_the_driver,
+    through_a_cursor_of_the_drivers,
+    through_many_at_once,
+    through_callproc,
+    in_a_block,
+]
+
+each_receiver = pytest.mark.parametrize("receiver", RECEIVERS)
+
+
+def static(db: Any) -> None:
+    with db.cursor() as cursor:
+        cursor.execute("SET statement_timeout = '77s'")
+
+
+def static_with_parameters(db: Any) -> None:
+    with db.cursor() as cursor:
+        cursor.execute("SELECT set_config(%s, %s, false)", ["statement_timeout", "77s"])
+
+
+STATIC = [static, static_with_parameters]
+
+
+# ##### Each request sees its own #####
+
+
+@each_receiver
+def test_requests_that_get_each_others_connections_see_their_own_setting(
+    pair: str, receiver: Receiver
+) -> None:
+    """D4: the receiver is heard again by a connection that has heard another request."""
+    with receiving(pair, receiver), three_requests(pair, "a", "b", "c") as three:
+        one, other = cross(three)
+        assert three.first.sees() == (other, "a")
+        assert three.second.sees() == (one, "b")
+
+
+@each_receiver
+def test_requests_in_turn_see_their_own_setting(one: str, receiver: Receiver) -> None:
+    """D4: on the same connection, query by query, without anybody's close() between."""
+    with receiving(one, receiver), three_requests(one, "a", "b", "c") as three:
+        for _ in range(3):
+            for request, name in zip(three, "abc", strict=True):
+                assert request.sees()[1] == name
+
+
+def test_a_block_on_anothers_connection_sees_its_own_setting(pair: str) -> None:
+    """D4: also where the connection is taken late, within nested blocks."""
+
+    def in_nested_blocks() -> tuple[int, str]:
+        with (
+            transaction.atomic(using=pair),
+            transaction.atomic(using=pair),
+            connections[pair].cursor() as cursor,
+        ):
+            cursor.execute(f"SELECT pg_backend_pid(), ({USER})")
+            pid, seen = cursor.fetchone()
+            return int(pid), seen
+
+    with (
+        receiving(pair, through_a_cursor),
+        three_requests(pair, "a", "b", "c") as three,
+    ):
+        one, other = three.first.take(), three.second.take()
+        three.first.give()
+        assert three.third.take() == one
+        three.second.give()
+        assert three.first.do(in_nested_blocks) == (other, "a")
+        assert three.second.do(in_nested_blocks) == (other, "b")
+
+
+@each_receiver
+def test_who_sets_nothing_inherits_nothing(one: str, receiver: Receiver) -> None:
+    """D4: another request's setting never stands in for one's own, nor for none."""
+    with receiving(one, receiver):
+        for name, seen in (("a", "a"), (None, None), ("b", "b"), (None, None)):
+            with three_requests(one, name, None, None) as three:
+                assert three.first.sees()[1] == seen
+                assert three.first.sees()[1] == seen
+
+
+@each_receiver
+def test_who_sets_nothing_inherits_nothing_crosswise(pair: str, receiver: Receiver) -> None:
+    """D4: neither from a connection that heard another, and each keeps its own after."""
+    with receiving(pair, receiver), three_requests(pair, "a", None, "c") as three:
+        one, other = cross(three)
+        assert three.first.sees() == (other, "a")
+        assert three.second.sees() == (one, None)
+
+
+def test_a_request_that_changes_its_user_sees_the_new_one_after_close(one: str) -> None:
+    """D4: after close() the receivers are heard anew, by the connection that is there."""
+    with receiving(one, through_a_cursor), three_requests(one, "a", None, None) as three:
+        request = three.first
+        assert request.sees()[1] == "a"
+        for name in ("b", None, "a"):
+            request.end()
+            request.do(lambda name=name: user.set(name))  # type: ignore[misc]
+            assert request.sees()[1] == name
+
+
+def test_each_of_several_receivers_is_heard_again(pair: str) -> None:
+    """D4: one that is static and one that is not, whichever comes first."""
+
+    def look() -> tuple[Any, Any]:
+        with connections[pair].cursor() as cursor:
+            cursor.execute(f"SELECT ({USER}), current_setting('statement_timeout')")
+            user, timeout = cursor.fetchone()
+            return user, timeout
+
+    with (
+        receiving(pair, static, through_a_cursor, static_with_parameters),
+        three_requests(pair, "a", "b", "c") as three,
+    ):
+        cross(three)
+        assert three.first.do(look) == ("a", "77s")
+        assert three.second.do(look) == ("b", "77s")
+
+
+def test_what_a_request_set_itself_does_not_hide_what_receivers_set(one: str) -> None:
+    """D4, S3: a connection that is cleaned has its receivers' setting, of the right user."""
+
+    def change() -> None:
+        with connections[one].cursor() as cursor:
+            cursor.execute("SET app.\"user\" = 'changed'")
+        assert ask(one, USER) == "changed"
+        connections[one].close()
+
+    with receiving(one, through_a_cursor), three_requests(one, "a", "b", None) as three:
+        assert three.first.sees()[1] == "a"
+        assert three.second.sees()[1] == "b"
+        three.first.do(change)
+        assert three.second.sees()[1] == "b"
+        assert three.first.sees()[1] == "a"
+        three.first.do(change)
+        assert three.third.sees()[1] is None
+
+
+# ##### What it costs #####
+
+
+@pytest.mark.parametrize("receiver", STATIC)
+def test_a_receiver_that_sets_the_same_each_time_is_heard_once_by_each_session(
+    pair: str, receiver: Receiver
+) -> None:
+    """D4: two connections and three sessions, crosswise; more need not be said."""
+    with (
+        receiving(pair, receiver) as heard,
+        three_requests(pair, "a", "b", "c") as three,
+    ):
+        cross(three)
+        three.first.give()
+        three.second.give()
+        for _ in range(5):
+            for request in three:
+                request.sees()
+        assert len(heard) == 3
+
+
+@pytest.mark.parametrize("receiver", STATIC)
+def test_a_receiver_that_sets_the_same_each_time_costs_no_round_trip(
+    alias: str, proxy: Proxy, receiver: Receiver
+) -> None:
+    """D4, C1: beyond the one for each session; a query is one round trip."""
+    with (
+        extra_alias(
+            f"pair_{alias}", alias, HOST="127.0.0.1", PORT=proxy.port, OPTIONS=PLAIN
+        ) as name,
+        receiving(name, receiver),
+        three_requests(name, "a", "b", "c") as three,
+    ):
+        cross(three)
+        three.first.give()
+        three.second.give()
+        wait_until(lambda: census(name).in_use == 0, "nothing is in use")
+        before = proxy.round_trips
+        for _ in range(5):
+            for request in three:
+                request.sees()
+        assert proxy.round_trips - before == 15
+        three.first.end()
+        three.first.sees()
+        three.first.sees()
+        assert proxy.round_trips - before == 18
+
+
+@pytest.mark.parametrize("receiver", STATIC)
+def test_a_new_physical_connection_hears_the_receivers(
+    one: str, observer: Any, receiver: Receiver
+) -> None:
+    """D4: once, whichever session gets it first."""
+    with receiving(one, receiver) as heard:
+        pid = backend_pid(one)
+        backend_pid(one)
+        assert len(heard) == 1
+        observer.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        assert ask(one, "SHOW statement_timeout") == "77s"
+        assert len(heard) == 2
+        assert ask(one, "SHOW statement_timeout") == "77s"
+        assert len(heard) == 2
+
+
+def test_a_user_who_goes_on_alone_is_heard_once(one: str) -> None:
+    """D4: a receiver that sets something of the request costs nothing if nobody comes."""
+    with (
+        receiving(one, through_a_cursor) as heard,
+        three_requests(one, "a", "b", "c") as three,
+    ):
+        for _ in range(5):
+            assert three.first.sees()[1] == "a"
+        assert len(heard) == 1
+
+
+# ##### A pool's own reset #####
+
+
+def reset_all(connection: Any) -> None:
+    connection.execute("RESET ALL")
+
+
+def discard_all(connection: Any) -> None:
+    connection.execute("DISCARD ALL")
+
+
+@contextmanager
+def resetting(reset: Callable[[Any], None], size: int = 1) -> Iterator[str]:
+    """Make an alias whose psycopg_pool resets what comes back, in a zone of its own."""
+    options = {"pool": {"min_size": size, "max_size": size, "timeout": 5, "reset": reset}}
+    with extra_alias(
+        "resetting_native", "native", OPTIONS=options, TIME_ZONE="Asia/Tokyo"
+    ) as name:
+        yield name
+
+
+@pytest.mark.parametrize("reset", [reset_all, discard_all])
+def test_what_a_pools_reset_wipes_is_set_again(reset: Callable[[Any], None]) -> None:
+    """D4, S6, R10: the connection then counts as not set up, by receivers and Django."""
+    with resetting(reset) as name, receiving(name, static):
+        for _ in range(2):
+            for _ in range(3):
+                assert ask(name, "SHOW statement_timeout") == "77s"
+                assert ask(name, "SHOW TimeZone") == "Asia/Tokyo"
+                with transaction.atomic(using=name):
+                    assert ask(name, "SHOW statement_timeout") == "77s"
+                    assert ask(name, "SHOW TimeZone") == "Asia/Tokyo"
+            connections[name].close()
+
+
+@pytest.mark.parametrize("reset", [reset_all, discard_all])
+def test_a_pools_reset_costs_no_connection(reset: Callable[[Any], None]) -> None:
+    """R9, R10: what comes back is in autocommit, so that a reset leaves no transaction."""
+
+    def request() -> int:
+        with transaction.atomic(using=name):
+            return backend_pid(name)
+
+    with resetting(reset) as name, receiving(name, static):
+        assert len({in_another_request(request) for _ in range(5)}) == 1
+
+
+@pytest.mark.parametrize("reset", [reset_all, discard_all])
+def test_what_a_pools_reset_wipes_is_set_again_for_the_right_user(
+    reset: Callable[[Any], None],
+) -> None:
+    """D4: crosswise too; each session's receivers are heard by each connection."""
+    with (
+        resetting(reset, size=2) as name,
+        receiving(name, through_a_cursor),
+        three_requests(name, "a", None, "c") as three,
+    ):
+        one, other = cross(three)
+        assert three.first.sees() == (other, "a")
+        assert three.second.sees() == (one, None)
+        three.first.give()
+        three.second.give()
+        for _ in range(3):
+            assert three.first.sees()[1] == "a"
+            assert three.second.sees()[1] is None
+            assert three.third.sees()[1] == "c"
