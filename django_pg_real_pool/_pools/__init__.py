@@ -50,6 +50,8 @@ class Session(Protocol):
     source: Any
     #: A weak reference to the lease, which a pool notes as the borrower.
     me: Any
+    #: Whether the connection was found broken when it was taken.
+    is_rejected: bool
     #: Whether the base's own way to connect was gone since `close()`.
     has_introduced: bool
     #: Whether the driver sees without a round trip that a connection was closed.

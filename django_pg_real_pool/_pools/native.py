@@ -105,9 +105,14 @@ class NativePool(Pool):
 
     def put(self, session: Session) -> None:
         self.forget(session)
+        is_rejected = session.is_rejected
         connection = session.let_go()
         # psycopg_pool notes on the connection whose it is; Django relies on it too.
-        connection._pool.putconn(connection)
+        pool = connection._pool
+        if is_rejected and hasattr(pool, "reject"):
+            pool.reject(connection)
+        else:
+            pool.putconn(connection)
 
     def most(self, settings_dict: Mapping[str, Any]) -> int | None:
         options = settings_dict["OPTIONS"].get("pool")
