@@ -94,6 +94,8 @@ class Lease:
         #: Where statements are noted now that belong to the connection and not to the user:
         #: while it is set up, and in a base's own `_cursor()`.
         self.noting: list[Statement] | None = None
+        #: Whether the statement that is about to be sent has been looked at.
+        self.is_seen = False
         #: Above 0 while an execute wrapper of the user's is at work.
         self.wrapping = 0
         #: What a base's own `_cursor()` has sent during this lease; None: it has not run.
@@ -214,9 +216,12 @@ class Lease:
             self.use = Use.UNPOOLED
             return False
         reaper.start()
+        runs_callbacks = wrapper.run_commit_hooks_on_set_autocommit_on
         setup.reset_transaction_state(wrapper)
         self.unsent_savepoints.clear()
         wrapper.autocommit = self.default_autocommit
+        if not wrapper.autocommit:  # else stock has switched it on, and run them
+            wrapper.run_commit_hooks_on_set_autocommit_on = runs_callbacks
         self.is_off_by_atomic = False
         self.transaction = NONE
         wrapper.health_check_enabled = wrapper.settings_dict["CONN_HEALTH_CHECKS"]
@@ -444,6 +449,16 @@ class Lease:
         autocommit = self.wrapper.autocommit
         if not autocommit or self._is_in_transaction():
             self._transaction_began()
+
+    def unseen_statement(self) -> None:
+        """Note a statement of a cursor that is not ours, of which nothing is known.
+
+        A tool may have built one of Django's own around the driver's cursor.
+        """
+        if self.phase is HELD and self.noting is None and self.use is POOLED:
+            self.before_statement(None)
+            if self.options.session_state is not SessionPolicy.IGNORE:
+                self.owe(CLEANING)
 
     def note(self, sql: Any, params: Any, raw: Any) -> None:
         """Note a statement that belongs to the connection, not to the user."""

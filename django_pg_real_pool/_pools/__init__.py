@@ -69,6 +69,8 @@ class Pool:
 
     #: Where in an alias's settings the size of its pool is; empty: it is not known.
     size_setting = ""
+    #: Whether stock, after close() in a block, still has the connection that it gave back.
+    stock_keeps_closed = True
 
     def __init__(self) -> None:
         #: Connections that are out, by the identity of their session: so that none is

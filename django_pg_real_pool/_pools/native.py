@@ -45,6 +45,7 @@ class NativePool(Pool):
     """
 
     size_setting = '["OPTIONS"]["pool"]["max_size"]'
+    stock_keeps_closed = False
 
     def __init__(self) -> None:
         super().__init__()

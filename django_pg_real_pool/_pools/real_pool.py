@@ -199,6 +199,7 @@ class RealPool(ConnectionPool[Any]):
 
     def reject(self, conn: Any) -> None:
         """Take back a connection that its borrower has found broken, before any use."""
+        self._stats["requests_num"] -= 1  # who asked asks again: it is the same request
         self._putconn(conn, from_getconn=True)
 
     @locked
