@@ -128,6 +128,7 @@ WHEEL = [
     "django_pg_real_pool/_lease.py",
     "django_pg_real_pool/_origins.py",
     "django_pg_real_pool/_parts.py",
+    "django_pg_real_pool/_pool_settings.py",
     "django_pg_real_pool/_pools/__init__.py",
     "django_pg_real_pool/_pools/native.py",
     "django_pg_real_pool/_pools/native_connection.py",
