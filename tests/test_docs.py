@@ -641,9 +641,12 @@ def test_the_readme_marks_its_pitch_for_the_index() -> None:
     assert readme.index("<!-- begin-pitch -->") < readme.index("<!-- end-pitch -->")
 
 
-def test_the_changelog_begins_with_what_is_unreleased() -> None:
+def test_the_changelog_begins_with_this_version_or_what_is_unreleased() -> None:
     versions = re.findall(r"^## (.+)$", text_of("changelog.md"), re.MULTILINE)
-    assert versions[0] == "Unreleased"
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    version = re.escape(pyproject["project"]["version"])
+    released = versions[1:] if versions[0] == "Unreleased" else versions
+    assert re.fullmatch(rf"{version} - \d{{4}}-\d\d-\d\d", released[0])
 
 
 def test_every_page_is_in_the_index() -> None:
