@@ -354,10 +354,10 @@ def cant_connect(alias: str) -> str:
     return reason
 
 
-def test_nobody_listens_in_the_drivers_words(alias: str) -> None:
+def test_nobody_listens_in_the_drivers_words(pooled: str) -> None:
     """D7: W007."""
     port = str(free_port())
-    with checked(alias, connects=False, HOST="127.0.0.1", PORT=port) as name:
+    with checked(pooled, connects=False, HOST="127.0.0.1", PORT=port) as name:
         assert cant_connect(name) == (
             f'connection to server at "127.0.0.1", port {port} failed: Connection refused.'
         )
@@ -387,7 +387,7 @@ def second() -> Iterator[Server]:
     ],
 )
 def test_what_the_server_refuses_is_in_its_own_words_once(
-    alias: str, second: Server, mistake: dict[str, Any], words: str
+    pooled: str, second: Server, mistake: dict[str, Any], words: str
 ) -> None:
     """D7: W007, though libpq says it for each of its attempts."""
     settings: dict[str, Any] = {
@@ -397,17 +397,23 @@ def test_what_the_server_refuses_is_in_its_own_words_once(
         "PASSWORD": PASSWORD,
         "NAME": "postgres",
     }
-    with checked(alias, connects=False, **{**settings, **mistake}) as name:
+    with checked(pooled, connects=False, **{**settings, **mistake}) as name:
         assert cant_connect(name) == (
             f'connection to server at "{HOST}", port {second.port} failed: FATAL: {words}'
         )
-    with checked(alias, connects=False, **settings) as name:
+    with checked(pooled, connects=False, **settings) as name:
         assert ids(name) == []
 
 
-def test_an_option_that_the_driver_does_not_know_is_named(alias: str) -> None:
+def test_of_a_base_that_connects_by_itself_nothing_is_said() -> None:
+    """D7: it may know a password that the settings don't."""
+    with checked("own", connects=False, HOST="127.0.0.1", PORT=str(free_port())) as name:
+        assert ids(name) == []
+
+
+def test_an_option_that_the_driver_does_not_know_is_named(pooled: str) -> None:
     """D7: W007; it is not the server that refuses it."""
-    with checked(alias, connects=False, OPTIONS={"sslmod": "disable"}) as name:
+    with checked(pooled, connects=False, OPTIONS={"sslmod": "disable"}) as name:
         assert cant_connect(name) == 'invalid connection option "sslmod".'
 
 

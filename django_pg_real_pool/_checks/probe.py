@@ -15,6 +15,8 @@ from typing import Any
 from .._drivers.question import ask
 from .._drivers.sockets import waiter
 
+OURS = __name__.partition(".")[0]
+
 #: Seconds that connecting may take, unless the settings say otherwise, and an answer.
 PATIENCE = 5
 
@@ -85,12 +87,13 @@ class Unreachable:
 def probe(wrapper: Any) -> Server | Unreachable | None:
     """Look at the server of a wrapper whose driver is psycopg.
 
-    None if it can be reached, but does not answer what it is asked.
+    None if it can be reached, but does not answer what it is asked; or if it can't, but
+    the base may know another way.
     """
     try:
         connection, refusal = _connect(wrapper)
     except Exception as error:  # noqa: BLE001 - of the driver, the settings, or a hook of theirs
-        return Unreachable(_in_one_line(error))
+        return Unreachable(_in_one_line(error)) if _connects_as_usual(wrapper) else None
     try:
         with closing(connection):
             if _pid(connection) == connection.pgconn.backend_pid:
@@ -102,6 +105,19 @@ def probe(wrapper: Any) -> Server | Unreachable | None:
             return Server(_kind_of_pooler(wrapper, connection))
     except Exception:  # noqa: BLE001 - a query will say it better
         return None
+
+
+def _connects_as_usual(wrapper: Any) -> bool:
+    """Return whether the base leaves connecting to packages that are known here."""
+    for name in ("get_new_connection", "_get_new_connection"):
+        roots = [
+            cls.__module__.partition(".")[0]
+            for cls in type(wrapper).__mro__
+            if name in vars(cls)
+        ]
+        if {*roots} - {"django", "dj_db_conn_pool", OURS}:
+            return False
+    return True
 
 
 def _in_one_line(error: Exception) -> str:
@@ -140,7 +156,10 @@ def _connect(wrapper: Any) -> tuple[Any, Exception | None]:
     conninfo = options.get("conninfo", "")
     if callable(conninfo):
         conninfo = conninfo()
-    params = {"connect_timeout": PATIENCE, **wrapper.get_connection_params()}
+    params = wrapper.get_connection_params()
+    if callable(params):  # as psycopg_pool takes them from 3.3 on
+        params = params()
+    params = {"connect_timeout": PATIENCE, **params}
     try:
         return connect(conninfo, **params), None
     except wrapper.Database.OperationalError as error:
