@@ -205,7 +205,7 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=["ci"])
 @nox.parametrize("django,python", PAIRS)
 def matrix(session: nox.Session, django: str) -> None:
     """Test all engines on each supported pair of Python and Django."""
@@ -224,7 +224,7 @@ sys.exit(sys.argv[1] not in metadata("django").get_all("Classifier"))
 """
 
 
-@nox.session(python=PYTHONS[0])
+@nox.session(python=PYTHONS[0], tags=["ci"])
 def minimums(session: nox.Session) -> None:
     """Test the lowest version that is allowed of each dependency, on the oldest Python."""
     install(session, "test", pins=lowest_versions())
@@ -243,7 +243,7 @@ def property_(session: nox.Session) -> None:
     )
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def coverage(session: nox.Session) -> None:
     """Measure how much of the package the tests run: all lines, all branches."""
     install(session, "coverage")
@@ -282,7 +282,7 @@ def django_suite(session: nox.Session, django: str) -> None:
     session.run("python", "-m", "django_suite.run", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=["ci"])
 @nox.parametrize("neighbour", NEIGHBOURS, ids=NEIGHBOURS)
 def neighbours(session: nox.Session, neighbour: str) -> None:
     """Test with a real package of others; write the result into the docs' table."""
@@ -303,7 +303,7 @@ def neighbours(session: nox.Session, neighbour: str) -> None:
     session.run("pytest", *arguments, *session.posargs)
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def tutorial(session: nox.Session) -> None:
     """Follow the tutorial in an environment of its own; take its picture by chromium."""
     install(session, "test")
@@ -324,7 +324,7 @@ def tutorial(session: nox.Session) -> None:
 # ##### Check it #####
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def lint(session: nox.Session) -> None:
     """Check style and format."""
     session.install(*groups("lint"))
@@ -332,23 +332,42 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check")
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def types(session: nox.Session) -> None:
     """Check the types of the package, the tests and this file, strictly."""
     session.install(*PYPROJECT["project"]["dependencies"], *groups("types"))
     session.run("mypy", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
     install(session, "docs")
     session.run("sphinx-build", "-EnW", "--keep-going", "docs", "docs/_build/html")
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def build(session: nox.Session) -> None:
     """Build the sdist, and from it the wheel; check what is in them."""
+    build_and_check(session)
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Say whether a version can be released, `-- 2.0.0 --check`.  Publishes nothing."""
+    if len(session.posargs) != 2 or session.posargs[1] != "--check":
+        session.error("say which version, and that it is only checked: -- 2.0.0 --check")
+    build_and_check(session)
+    if sys.version_info < (3, 11):
+        session.install("tomli")
+    session.run("python", "tests/release_check.py", session.posargs[0])
+
+
+# ##### Helpers #####
+
+
+def build_and_check(session: nox.Session) -> None:
+    """Make `dist` anew."""
     session.install(*groups("build"))
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build")
@@ -372,9 +391,6 @@ def build(session: nox.Session) -> None:
             *(f"Programming Language :: Python :: {python}" for _, python in PAIRS),
         ],
     )
-
-
-# ##### Helpers #####
 
 
 def groups(*names: str) -> list[str]:
