@@ -189,6 +189,11 @@ def test_of_no_pool_nothing_is_said(options: dict[str, Any]) -> None:
     assert list(native_problems("default", {"OPTIONS": options})) == []
 
 
+def test_where_nothing_is_wrong_nothing_is_refused() -> None:
+    """D7: the adapters of the pools may always ask."""
+    refuse("default", [])
+
+
 def test_each_wrong_key_of_the_pool_is_reported() -> None:
     """D7: and a wrong number as well, but no comparison with it."""
     pool = {"max_sise": 2, "nothing_like_it": 1, "min_size": "9", "max_size": 3}

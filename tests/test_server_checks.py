@@ -430,6 +430,22 @@ def test_several_attempts_are_one_line() -> None:
     assert probe._in_one_line(KeyError()) == "KeyError"
 
 
+def test_the_check_calls_parameters_that_can_be_called(
+    pooled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D7: as psycopg_pool does from 3.3 on, for a password that changes."""
+
+    class Params(dict[str, Any]):
+        def __call__(self) -> dict[str, Any]:
+            return {**self, "sslmod": "disable"}
+
+    with checked(pooled, connects=False) as name:
+        wrapper: Any = connections[name]
+        params = Params(wrapper.get_connection_params())
+        monkeypatch.setattr(wrapper, "get_connection_params", lambda: params)
+        assert cant_connect(name) == 'invalid connection option "sslmod".'
+
+
 def test_the_check_connects_as_the_pool_does() -> None:
     """D7: with its own class of connections, and its own conninfo."""
 
