@@ -79,7 +79,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Unreachable:
-    """There is no connection to be had with these settings."""
+    """With these settings the check could not connect."""
 
     reason: str
 
