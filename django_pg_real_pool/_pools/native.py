@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
 
+from .._pool_settings import native_problems, refuse
 from . import Census, Pool, Session, connecting, database_of
 
 #: psycopg_pool's default, which is its `max_size` as well.
@@ -182,6 +183,8 @@ class NativePool(Pool):
         """Return Django's pool, which it makes from the settings where it has none yet."""
         alias, pools = wrapper.alias, wrapper._connection_pools
         is_new = alias not in pools
+        if is_new:
+            refuse(alias, native_problems(alias, wrapper.settings_dict))
         pool = wrapper._lease.pool_of_base()
         made = self._made.get(alias)
         if made is None or made.pool is not pool:
