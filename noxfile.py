@@ -107,47 +107,47 @@ CONTRACT = [
 WHEEL = [
     "django_pg_real_pool/__init__.py",
     "django_pg_real_pool/_api.py",
-    "django_pg_real_pool/_checkin.py",
-    "django_pg_real_pool/_checkout.py",
+    "django_pg_real_pool/_backend/__init__.py",
+    "django_pg_real_pool/_backend/creation.py",
+    "django_pg_real_pool/_backend/cursor.py",
+    "django_pg_real_pool/_backend/factory.py",
+    "django_pg_real_pool/_backend/hooks.py",
+    "django_pg_real_pool/_backend/lower.py",
+    "django_pg_real_pool/_backend/names.py",
+    "django_pg_real_pool/_backend/parts.py",
+    "django_pg_real_pool/_backend/schema.py",
+    "django_pg_real_pool/_backend/wrapper.py",
     "django_pg_real_pool/_checks/__init__.py",
     "django_pg_real_pool/_checks/probe.py",
     "django_pg_real_pool/_checks/server.py",
-    "django_pg_real_pool/_creation.py",
-    "django_pg_real_pool/_cursor.py",
-    "django_pg_real_pool/_django.py",
     "django_pg_real_pool/_drivers/__init__.py",
     "django_pg_real_pool/_drivers/psycopg3.py",
     "django_pg_real_pool/_drivers/question.py",
     "django_pg_real_pool/_drivers/sockets.py",
-    "django_pg_real_pool/_factory.py",
-    "django_pg_real_pool/_floor.py",
-    "django_pg_real_pool/_fork.py",
-    "django_pg_real_pool/_garbage.py",
-    "django_pg_real_pool/_holding.py",
-    "django_pg_real_pool/_hooks.py",
-    "django_pg_real_pool/_lease.py",
-    "django_pg_real_pool/_origins.py",
-    "django_pg_real_pool/_parts.py",
+    "django_pg_real_pool/_lease/__init__.py",
+    "django_pg_real_pool/_lease/facts.py",
+    "django_pg_real_pool/_lease/giving_back.py",
+    "django_pg_real_pool/_lease/lease.py",
+    "django_pg_real_pool/_lease/rule.py",
+    "django_pg_real_pool/_lease/setup.py",
+    "django_pg_real_pool/_lease/status.py",
+    "django_pg_real_pool/_pool_settings.py",
     "django_pg_real_pool/_pools/__init__.py",
     "django_pg_real_pool/_pools/native.py",
-    "django_pg_real_pool/_pools/native_connection.py",
-    "django_pg_real_pool/_pools/native_line.py",
-    "django_pg_real_pool/_pools/native_retries.py",
-    "django_pg_real_pool/_pools/native_shortcut.py",
-    "django_pg_real_pool/_pools/queue_pool.py",
-    "django_pg_real_pool/_pools/queue_shortcut.py",
-    "django_pg_real_pool/_reaper.py",
-    "django_pg_real_pool/_registry.py",
-    "django_pg_real_pool/_schema.py",
+    "django_pg_real_pool/_pools/queue.py",
+    "django_pg_real_pool/_pools/real_pool.py",
+    "django_pg_real_pool/_process/__init__.py",
+    "django_pg_real_pool/_process/collector.py",
+    "django_pg_real_pool/_process/fork.py",
+    "django_pg_real_pool/_process/locks.py",
+    "django_pg_real_pool/_process/origins.py",
+    "django_pg_real_pool/_process/reaper.py",
+    "django_pg_real_pool/_process/registry.py",
     "django_pg_real_pool/_session/__init__.py",
     "django_pg_real_pool/_session/glance.py",
     "django_pg_real_pool/_session/scanner.py",
     "django_pg_real_pool/_session/words.py",
     "django_pg_real_pool/_settings.py",
-    "django_pg_real_pool/_setup.py",
-    "django_pg_real_pool/_state.py",
-    "django_pg_real_pool/_status.py",
-    "django_pg_real_pool/_wrapper.py",
     "django_pg_real_pool/base.py",
     "django_pg_real_pool/dj_db_conn_pool/__init__.py",
     "django_pg_real_pool/dj_db_conn_pool/base.py",
@@ -206,7 +206,7 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=["ci"])
 @nox.parametrize("django,python", PAIRS)
 def matrix(session: nox.Session, django: str) -> None:
     """Test all engines on each supported pair of Python and Django."""
@@ -225,7 +225,7 @@ sys.exit(sys.argv[1] not in metadata("django").get_all("Classifier"))
 """
 
 
-@nox.session(python=PYTHONS[0])
+@nox.session(python=PYTHONS[0], tags=["ci"])
 def minimums(session: nox.Session) -> None:
     """Test the lowest version that is allowed of each dependency, on the oldest Python."""
     install(session, "test", pins=lowest_versions())
@@ -244,7 +244,7 @@ def property_(session: nox.Session) -> None:
     )
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def coverage(session: nox.Session) -> None:
     """Measure how much of the package the tests run: all lines, all branches."""
     install(session, "coverage")
@@ -283,7 +283,7 @@ def django_suite(session: nox.Session, django: str) -> None:
     session.run("python", "-m", "django_suite.run", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=["ci"])
 @nox.parametrize("neighbour", NEIGHBOURS, ids=NEIGHBOURS)
 def neighbours(session: nox.Session, neighbour: str) -> None:
     """Test with a real package of others; write the result into the docs' table."""
@@ -304,23 +304,28 @@ def neighbours(session: nox.Session, neighbour: str) -> None:
     session.run("pytest", *arguments, *session.posargs)
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def tutorial(session: nox.Session) -> None:
     """Follow the tutorial in an environment of its own; take its picture by chromium."""
     install(session, "test")
     install_from_debian(session, DEBIAN["tutorial"])
-    wheels = Path(session.create_tmp(), "wheels")
-    shutil.rmtree(wheels, ignore_errors=True)
-    session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), ".")
-    (wheel,) = wheels.glob("*.whl")
-    session.env["REAL_POOL_WHEEL"] = str(wheel.absolute())
+    # All that its command may find: the rest of what it needs, and another project's 1.1.0.
+    index = Path(session.create_tmp(), "index")
+    shutil.rmtree(index, ignore_errors=True)
+    requirements = [
+        *PYPROJECT["build-system"]["requires"],
+        *PYPROJECT["project"]["dependencies"],
+        "psycopg[binary]",
+    ]
+    session.run("pip", "download", "--quiet", "--dest", str(index), *requirements)
+    session.env["REAL_POOL_INDEX"] = str(index.absolute())
     session.run("pytest", "tests/neighbours/test_with_fresh_project.py", *session.posargs)
 
 
 # ##### Check it #####
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def lint(session: nox.Session) -> None:
     """Check style and format."""
     session.install(*groups("lint"))
@@ -328,23 +333,42 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check")
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def types(session: nox.Session) -> None:
     """Check the types of the package, the tests and this file, strictly."""
     session.install(*PYPROJECT["project"]["dependencies"], *groups("types"))
     session.run("mypy", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
     install(session, "docs")
     session.run("sphinx-build", "-EnW", "--keep-going", "docs", "docs/_build/html")
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def build(session: nox.Session) -> None:
     """Build the sdist, and from it the wheel; check what is in them."""
+    build_and_check(session)
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Say whether a version can be released, `-- 2.0.0 --check`.  Publishes nothing."""
+    if len(session.posargs) != 2 or session.posargs[1] != "--check":
+        session.error("say which version, and that it is only checked: -- 2.0.0 --check")
+    build_and_check(session)
+    if sys.version_info < (3, 11):
+        session.install("tomli")
+    session.run("python", "tests/release_check.py", session.posargs[0])
+
+
+# ##### Helpers #####
+
+
+def build_and_check(session: nox.Session) -> None:
+    """Make `dist` anew."""
     session.install(*groups("build"))
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build")
@@ -370,15 +394,13 @@ def build(session: nox.Session) -> None:
     )
 
 
-# ##### Helpers #####
-
-
 def groups(*names: str) -> list[str]:
     return list(nox.project.dependency_groups(PYPROJECT, *names))
 
 
 def install(session: nox.Session, group: str, pins: list[str] | None = None) -> None:
     """Install this project's wheel, with its extra, and what `group` needs."""
+    session.log("pip installs what is needed: half a minute or so, without a word.")
     session.install(".[dj-db-conn-pool]", *groups(group), *(pins or []))
     session.env["REAL_POOL_EXPECT_WHEEL"] = "1"
 
@@ -386,14 +408,18 @@ def install(session: nox.Session, group: str, pins: list[str] | None = None) -> 
 def install_from_debian(session: nox.Session, packages: list[str]) -> None:
     """Install Debian's packages where they are missing and may be installed.
 
-    Elsewhere the tests that need them are skipped, and say so.
+    They may be by root, and on a machine that says it is there for CI.  Elsewhere the tests
+    that need them are skipped, and say so.
     """
     query = ["dpkg-query", "--show", *packages]
-    if not packages or shutil.which("apt-get") is None or os.geteuid() != 0:
+    is_root = os.geteuid() == 0
+    may_install = is_root or "CI" in os.environ
+    if not packages or shutil.which("apt-get") is None or not may_install:
         return
     if subprocess.run(query, capture_output=True, check=False).returncode:
-        session.run("apt-get", "update", "-q", external=True, silent=True)
-        session.run("apt-get", "install", "-q", "-y", *packages, external=True, silent=True)
+        apt_get = ["apt-get", "-q"] if is_root else ["sudo", "-n", "apt-get", "-q"]
+        session.run(*apt_get, "update", external=True, silent=True)
+        session.run(*apt_get, "install", "-y", *packages, external=True, silent=True)
 
 
 def python_of(session: nox.Session) -> str:

@@ -71,6 +71,11 @@ class ReleaseOptions:
 
         Raises ImproperlyConfigured for the first key or value that can't be meant.
         """
+        for setting in misplaced(settings_dict):
+            raise ImproperlyConfigured(
+                f"DATABASES[{alias!r}]: {setting} is in OPTIONS, whose keys go to the "
+                f"driver. Move it to DATABASES[{alias!r}][{setting!r}]."
+            )
         given = settings_dict.get(SETTING, {})
         if not given and isinstance(given, Mapping):
             return _DEFAULTS
@@ -85,6 +90,14 @@ _DEFAULTS = ReleaseOptions()
 
 def _known() -> dict[str, Field[Any]]:
     return {each.name.upper(): each for each in fields(ReleaseOptions)}
+
+
+def misplaced(settings_dict: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each setting that is in `OPTIONS`, and belongs beside it."""
+    options = settings_dict.get("OPTIONS") or ()
+    for setting in (SETTING, "POOL_OPTIONS"):
+        if setting in options:
+            yield setting
 
 
 def problems(given: Any) -> Iterator[str]:

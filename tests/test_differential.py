@@ -517,6 +517,11 @@ class Machine(RuleBasedStateMachine):
 
     # ##### Modes and ends #####
 
+    # What stock answers from a connection that it gave back, this machine's stock has
+    # forgotten: see test_closed_in_block.py.
+    @precondition(
+        lambda self: not (self.pooled and self.stock.wrapper.closed_in_transaction)
+    )
     @rule()
     def get_autocommit(self) -> None:
         self.both(lambda side: side.wrapper.get_autocommit())

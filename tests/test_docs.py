@@ -24,6 +24,7 @@ from django.db.utils import ConnectionHandler
 from docs_scripts import DOCS, load
 from helpers import backend_pid, installed, pool_of_one, run_in_thread, wait_until
 from items import Item
+from second_server import free_port
 from settings import DATABASES, STOCK_OF
 from small_pooler import pooler_of_transactions
 
@@ -37,6 +38,7 @@ from django_pg_real_pool import (
     testing,
 )
 from django_pg_real_pool._lease.rule import TABLE, Event, Hold
+from django_pg_real_pool._pool_settings import native_problems, queue_problems, refuse
 from django_pg_real_pool._settings import WARN_UNCLOSED_CURSORS, ReleaseOptions
 
 if sys.version_info >= (3, 11):
@@ -300,6 +302,10 @@ def test_the_pages_name_the_environment_variable_as_it_is() -> None:
 def test_the_page_of_checks_has_each_check_as_it_is_printed() -> None:
     on_psycopg2 = wrapper_with()
     on_psycopg2.Database = types.ModuleType("psycopg2")
+    with_queue: dict[str, Any] = {
+        "ENGINE": "django_pg_real_pool.dj_db_conn_pool",
+        "OPTIONS": {},
+    }
     found = [
         check
         for wrapper in (
@@ -307,9 +313,17 @@ def test_the_page_of_checks_has_each_check_as_it_is_printed() -> None:
             wrapper_with(CONN_MAX_AGE=60),
             on_psycopg2,
             wrapper_with(RELEASE_OPTIONS={"TRACK_ORIGIN": True}),
+            wrapper_with(OPTIONS={"pool": "yes"}),
+            wrapper_with(OPTIONS={"pool": {"max_sise": 10}}),
+            wrapper_with(OPTIONS={"pool": {"max_size": 2}}),
         )
         for check in wrapper.validation.check()
     ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "psycopg_pool", None)
+        found += wrapper_with().validation.check()
+    found += wrapper_with(OPTIONS={"pool": True, "RELEASE_OPTIONS": {}}).validation.check()
+    found += wrapper_with(**with_queue, POOL_OPTIONS={"pool_size": 3}).validation.check()
     with pooler_of_transactions() as port:
         behind = wrapper_with(
             HOST="127.0.0.1",
@@ -327,6 +341,12 @@ def test_the_page_of_checks_has_each_check_as_it_is_printed() -> None:
     for each in wrapper_with(OPTIONS={"pool": {"max_size": 5000}}).validation.check():
         # The server's own figures are another's in a moment.
         each.msg = re.sub(r"allows \d+, (.*) \d+ now", r"allows 97, \1 12 now", each.msg)
+        found.append(each)
+    for each in wrapper_with(HOST="127.0.0.1", PORT=str(free_port())).validation.check():
+        # psycopg 3.1 leaves out which server it was.
+        server = 'connection to server at "127.0.0.1", port 5432 failed: '
+        reason = re.sub(r"connect: (?:connection .* port \d+ failed: )?", "", each.msg)
+        each.msg = reason.replace("can't ", f"can't connect: {server}")
         found.append(each)
     page = text_of("reference/checks.md")
     assert [f"## `{check.id}`" for check in found] == re.findall(
@@ -391,6 +411,35 @@ def _no_extra() -> None:
         importlib.import_module(engine)
 
 
+def _no_pool_of_psycopg() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "psycopg_pool", None)
+        _native_refused(True)
+
+
+def _native_refused(pool: Any) -> None:
+    refuse("default", native_problems("default", {"OPTIONS": {"pool": pool}}))
+
+
+def _queue_refused() -> None:
+    refuse("default", queue_problems("default", {"POOL_OPTIONS": {"pool_size": 3}}))
+
+
+def _misspelt_engine() -> None:
+    settings = {**DATABASES["native"], "ENGINE": "django_pg_realpool"}
+    connection = ConnectionHandler({"default": settings})["default"]
+    raise AssertionError(f"{connection} was made")
+
+
+def _no_driver() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for driver in ("psycopg", "psycopg2"):
+            patch.setitem(sys.modules, driver, None)
+        for module in ("psycopg_any", "base"):
+            patch.delitem(sys.modules, f"django.db.backends.postgresql.{module}")
+        importlib.import_module("django.db.backends.postgresql.base")
+
+
 def _cursor_open_at_close() -> None:
     wrapper = connections["default"]
     with wrapper.cursor() as cursor:
@@ -440,6 +489,18 @@ RAISED: list[tuple[str, Callable[[], Any]]] = [
         lambda: wrapper_with(RELEASE_OPTIONS=True).cursor(),
     ),
     (
+        "DATABASES['default']: RELEASE_OPTIONS is in OPTIONS",
+        lambda: wrapper_with(OPTIONS={"pool": True, "RELEASE_OPTIONS": {}}).cursor(),
+    ),
+    ("Database 'default': OPTIONS[\"pool\"] must be", lambda: _native_refused("yes")),
+    (
+        "Database 'default': unknown option 'max_sise'",
+        lambda: _native_refused({"max_sise": 2}),
+    ),
+    ("Database 'default': max_size is 2", lambda: _native_refused({"max_size": 2})),
+    ("Database 'default': the native pool needs psycopg_pool", _no_pool_of_psycopg),
+    ("Database 'default': unknown option 'pool_size'", _queue_refused),
+    (
         "make_release_backend() wants a Django",
         lambda: make_release_backend(3),  # type: ignore[arg-type]
     ),
@@ -451,10 +512,8 @@ RAISED: list[tuple[str, Callable[[], Any]]] = [
     ("couldn't get a connection", lambda: _exhausted("brief_dj")),
     ("pool_status() can't speak", _status_of_other_backend),
     ("Pooling doesn't support", lambda: wrapper_with("aged", CONN_MAX_AGE=60).cursor()),
-    (
-        "ConnectionPool.__init__() got",
-        lambda: wrapper_with("misspelt", OPTIONS={"pool": {"max_sise": 2}}).cursor(),
-    ),
+    ("'django_pg_realpool' isn't an available", _misspelt_engine),
+    ("Error loading psycopg2 or psycopg", _no_driver),
     ("Cannot open a new connection", _closed_in_atomic),
 ]
 
@@ -585,9 +644,12 @@ def test_the_readme_marks_its_pitch_for_the_index() -> None:
     assert readme.index("<!-- begin-pitch -->") < readme.index("<!-- end-pitch -->")
 
 
-def test_the_changelog_begins_with_what_is_unreleased() -> None:
+def test_the_changelog_begins_with_this_version_or_what_is_unreleased() -> None:
     versions = re.findall(r"^## (.+)$", text_of("changelog.md"), re.MULTILINE)
-    assert versions[0] == "Unreleased"
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    version = re.escape(pyproject["project"]["version"])
+    released = versions[1:] if versions[0] == "Unreleased" else versions
+    assert re.fullmatch(rf"{version} - \d{{4}}-\d\d-\d\d", released[0])
 
 
 def test_every_page_is_in_the_index() -> None:

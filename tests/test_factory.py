@@ -366,7 +366,7 @@ def test_the_factory_serves_a_base_of_another_driver() -> None:
 
 EXTRA_MISSING = (
     'ENGINE = "django_pg_real_pool.dj_db_conn_pool" needs django-db-connection-pool '
-    "({}). Install it: pip install 'django-pg-real-pool[dj-db-conn-pool]'"
+    "({}). Install it: pip install django-db-connection-pool"
 )
 
 

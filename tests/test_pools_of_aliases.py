@@ -71,6 +71,7 @@ def two(request: pytest.FixtureRequest, observer: Any) -> Iterator[Two]:
         finally:
             for each in (primary, mirror):
                 each.close()
+                each.close_pool()  # type: ignore[attr-defined]
                 each.settings_dict["NAME"] = name
             for database in (made, f"{made}_1"):
                 statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")

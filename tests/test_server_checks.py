@@ -15,7 +15,7 @@ from django.core import checks
 from django.db import connections, transaction
 from faults import PLAIN, POOLED, extra_alias
 from helpers import backend_pid, let_grow, wait_until
-from second_server import free_port
+from second_server import HOST, PASSWORD, USER, Server, free_port
 from small_pooler import SmallPooler, pooler_of_sessions, pooler_of_transactions
 from tcp_proxy import Proxy
 
@@ -321,10 +321,10 @@ def _port() -> int:
     return int(connections["native"].settings_dict["PORT"])
 
 
-def test_a_server_that_can_not_be_reached_is_none_of_the_checks_business(
+def test_a_server_that_can_not_be_reached_is_one_warning(
     unreachable: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """D7: no error, no warning, no long wait; the first query says it better."""
+    """D7: W007; no error, and no long wait."""
     monkeypatch.setattr(probe, "PATIENCE", 2)  # of which libpq makes no less
     for options in ({}, {"options": "-c work_mem=7MB"}):
         with checked(
@@ -335,8 +335,133 @@ def test_a_server_that_can_not_be_reached_is_none_of_the_checks_business(
             OPTIONS=options,
         ) as name:
             began = time.monotonic()
-            assert ids(name) == []
+            assert ids(name) == ["W007"]
             assert time.monotonic() - began < 8
+
+
+def cant_connect(alias: str) -> str:
+    """Return the words of the one warning that there is, in one line."""
+    (warning,) = found(alias)
+    assert warning.id == "django_pg_real_pool.W007"
+    assert warning.level == checks.WARNING
+    assert warning.hint == (
+        "Correct HOST, PORT, NAME, USER, PASSWORD or OPTIONS in "
+        f"DATABASES[{alias!r}], or start the server."
+    )
+    head, _, reason = warning.msg.partition(": can't connect: ")
+    assert head == f"Database {alias!r}"
+    assert "\n" not in reason
+    # psycopg 3.1 leaves out which server it was.
+    return re.sub(r'^connection to server at "127.0.0.1", port \d+ failed: ', "", reason)
+
+
+def test_nobody_listens_in_the_drivers_words(pooled: str) -> None:
+    """D7: W007."""
+    port = str(free_port())
+    with checked(pooled, connects=False, HOST="127.0.0.1", PORT=port) as name:
+        assert cant_connect(name) == "Connection refused."
+
+
+@pytest.fixture(scope="module")
+def second() -> Iterator[Server]:
+    """A server that asks for a password."""
+    server = Server()
+    yield server
+    server.remove()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (
+            {"PASSWORD": "wrong"},
+            'password authentication failed for user "postgres".',
+        ),
+        ({"USER": "nobody"}, 'password authentication failed for user "nobody".'),
+        ({"NAME": "nothing"}, 'database "nothing" does not exist.'),
+        (
+            {"OPTIONS": {"options": "-c no_such_parameter=1"}},
+            'unrecognized configuration parameter "no_such_parameter".',
+        ),
+    ],
+)
+def test_what_the_server_refuses_is_in_its_own_words_once(
+    pooled: str, second: Server, mistake: dict[str, Any], words: str
+) -> None:
+    """D7: W007, though libpq says it for each of its attempts."""
+    settings: dict[str, Any] = {
+        "HOST": HOST,
+        "PORT": str(second.port),
+        "USER": USER,
+        "PASSWORD": PASSWORD,
+        "NAME": "postgres",
+    }
+    with checked(pooled, connects=False, **{**settings, **mistake}) as name:
+        assert cant_connect(name) == f"FATAL: {words}"
+    with checked(pooled, connects=False, **settings) as name:
+        assert ids(name) == []
+
+
+def test_of_a_base_that_connects_by_itself_nothing_is_said() -> None:
+    """D7: it may know a password that the settings don't."""
+    with checked("own", connects=False, HOST="127.0.0.1", PORT=str(free_port())) as name:
+        assert ids(name) == []
+
+
+def test_an_option_that_the_driver_does_not_know_is_named(pooled: str) -> None:
+    """D7: W007; it is not the server that refuses it."""
+    with checked(pooled, connects=False, OPTIONS={"sslmod": "disable"}) as name:
+        assert cant_connect(name) == 'invalid connection option "sslmod".'
+
+
+def test_several_attempts_are_one_line() -> None:
+    """D7: a host with two addresses is refused twice, and psycopg lists both again."""
+    said = (
+        'connection failed: connection to server at "::1" failed: refused\n'
+        "\tIs the server running?\n"
+        'connection to server at "::1" failed: refused\n'
+        'connection to server at "127.0.0.1" failed: refused\n'
+        "Multiple connection attempts failed. All failures were:\n- host: 'localhost': ..."
+    )
+    assert probe._in_one_line(psycopg.OperationalError(said)) == (
+        'connection to server at "::1" failed: refused; '
+        'connection to server at "127.0.0.1" failed: refused'
+    )
+    assert probe._in_one_line(KeyError()) == "KeyError"
+
+
+def test_the_check_calls_parameters_that_can_be_called(
+    pooled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D7: as psycopg_pool does from 3.3 on, for a password that changes."""
+
+    class Params(dict[str, Any]):
+        def __call__(self) -> dict[str, Any]:
+            return {**self, "sslmod": "disable"}
+
+    with checked(pooled, connects=False) as name:
+        wrapper: Any = connections[name]
+        params = Params(wrapper.get_connection_params())
+        monkeypatch.setattr(wrapper, "get_connection_params", lambda: params)
+        assert cant_connect(name) == 'invalid connection option "sslmod".'
+
+
+def test_the_check_connects_as_the_pool_does() -> None:
+    """D7: with its own class of connections, and its own conninfo."""
+
+    class Connection(psycopg.Connection[Any]):
+        made = 0
+
+        @classmethod
+        def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+            cls.made += 1
+            return super().connect(conninfo, **kwargs)
+
+    for conninfo in ("application_name=checked", lambda: "application_name=checked"):
+        pool = {"min_size": 1, "connection_class": Connection, "conninfo": conninfo}
+        with checked("native", connects=False, OPTIONS={"pool": pool}) as name:
+            assert ids(name) == []
+    assert Connection.made == 2
 
 
 def test_a_connection_that_breaks_while_it_is_asked_is_no_error(

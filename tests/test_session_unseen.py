@@ -546,14 +546,11 @@ def by_pinning(alias: str, change: Callable[[Any], None]) -> None:
     [
         *product([by_ensuring_a_connection, by_pinning], CHANGES),
         *product(
-            [
-                by_connecting,
-                by_connecting_and_closing,
-                by_connecting_before_a_block,
-                by_a_temporary_connection,
-            ],
+            [by_connecting, by_connecting_and_closing, by_connecting_before_a_block],
             ["isolation_level", "row_factory", "SET"],
         ),
+        # It is a cursor like any other: a SET past it is seen no more than there.
+        *product([by_a_temporary_connection], ["isolation_level", "row_factory"]),
     ],
 )
 def test_what_is_done_to_the_drivers_connection_ends_with_the_lease(

@@ -74,6 +74,7 @@ class AutoConnectionReleaseCursor(_Base):
                 lease.before_statement(raw)
             if lease.noting is not None:
                 lease.note(sql, params, raw)
+            lease.is_seen = True
             return executor(sql, params, many, {"connection": db, "cursor": self})
         except Exception:
             raise
@@ -84,6 +85,7 @@ class AutoConnectionReleaseCursor(_Base):
     def _looking_first(self, executor: Any) -> Any:
         def execute(sql: Any, params: Any, *args: Any) -> Any:
             self._look_at(changes_session(sql, self.cursor), sql, params)
+            self.db._lease.is_seen = True
             return executor(sql, params, *args)
 
         return execute
@@ -99,6 +101,7 @@ class AutoConnectionReleaseCursor(_Base):
 
     def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
         self._look_at(function_changes_session(procname, self.cursor), procname, params)
+        self.db._lease.is_seen = True
         return super().callproc(procname, params, kparams)
 
     def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:

@@ -120,6 +120,12 @@ class LowerLayer(_Base):
         if _get_running_loop() is not None:
             _refuse_event_loop()
         lease = self._lease
+        if (
+            self.closed_in_transaction
+            and self.in_atomic_block
+            and self._hooks.pool.stock_keeps_closed
+        ):
+            return self.autocommit  # stock need not connect for that
         if lease.use is POOLED or lease.begin():
             return self.autocommit
         return super().get_autocommit()

@@ -293,6 +293,15 @@ class ConnectionReleaseMixin(_Base):
 
     # ##### Cursors #####
 
+    def validate_no_broken_transaction(self) -> None:
+        # Django's cursors ask for it before each statement, those of others too.
+        lease = self._lease
+        if lease.is_seen:
+            lease.is_seen = False
+        else:
+            lease.unseen_statement()
+        super().validate_no_broken_transaction()
+
     # Of a subclass's own class of cursors, LowerLayer._cursor() takes care.
 
     def make_cursor(self, cursor: Any) -> Any:

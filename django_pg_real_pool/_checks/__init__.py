@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from django.core import checks
 
+from .._pool_settings import Problem, native_problems, queue_problems
 from .._pools.native import NativePool
-from .._settings import SETTING, problems
+from .._pools.queue_pool import QueuePool
+from .._settings import SETTING, misplaced, problems
 from .server import findings
 
 TAG = "django_pg_real_pool"
@@ -23,8 +26,11 @@ class ReleaseValidation:
             *super().check(**kwargs),  # type: ignore[misc]
             *self._check_options(),
         ]
-        if isinstance(self.connection._hooks.pool, NativePool):
+        pool = self.connection._hooks.pool
+        if isinstance(pool, NativePool):
             messages += self._check_native_pool()
+        elif isinstance(pool, QueuePool):
+            messages += self._errors(queue_problems)
         is_pooled = self.connection.settings_dict["OPTIONS"].get("pool", True)
         if is_pooled and not any(message.is_serious() for message in messages):
             messages += self._check_server()
@@ -37,6 +43,12 @@ class ReleaseValidation:
             id=f"{TAG}.E{number:03}",
         )
 
+    def _errors(
+        self, find: Callable[[str, Any], Iterator[Problem]]
+    ) -> list[checks.CheckMessage]:
+        alias, settings = self.connection.alias, self.connection.settings_dict
+        return [self._error(*problem) for problem in find(alias, settings)]
+
     def _check_server(self) -> list[checks.CheckMessage]:
         return [
             checks.Warning(
@@ -48,10 +60,20 @@ class ReleaseValidation:
         ]
 
     def _check_options(self) -> list[checks.CheckMessage]:
-        alias = self.connection.alias
+        alias, settings = self.connection.alias, self.connection.settings_dict
         return [
-            self._error(4, problem, f"Correct DATABASES[{alias!r}][{SETTING!r}].")
-            for problem in problems(self.connection.settings_dict.get(SETTING, {}))
+            *(
+                self._error(4, problem, f"Correct DATABASES[{alias!r}][{SETTING!r}].")
+                for problem in problems(settings.get(SETTING, {}))
+            ),
+            *(
+                self._error(
+                    9,
+                    f"{setting} is in OPTIONS, whose keys go to the driver.",
+                    f"Move it to DATABASES[{alias!r}][{setting!r}].",
+                )
+                for setting in misplaced(settings)
+            ),
         ]
 
     def _check_native_pool(self) -> list[checks.CheckMessage]:
@@ -90,4 +112,6 @@ class ReleaseValidation:
                     "Install it: pip install 'psycopg[pool]'.",
                 )
             )
+        else:
+            found += self._errors(native_problems)
         return found

@@ -1,19 +1,21 @@
 """Asks a server, beside every pool, what only a connection can tell.
 
-The connections that it makes are its own and closed again, so no pool is opened and no
-lease begun.  All that it sends are SELECTs, and it waits for nothing for long.
+It makes connections of its own and closes them again, so no pool is opened and no lease
+begins.  It sends nothing but SELECTs, and waits for nothing for long.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from .._drivers.question import ask
 from .._drivers.sockets import waiter
+
+OURS = __name__.partition(".")[0]
 
 #: Seconds that connecting may take, unless the settings say otherwise, and an answer.
 PATIENCE = 5
@@ -75,23 +77,63 @@ class Server:
     rooms: tuple[Room, ...] = ()
 
 
-def probe(wrapper: Any) -> Server | None:
-    """Look at the server of a wrapper whose driver is psycopg; None if it can't be had."""
+@dataclass(frozen=True)
+class Unreachable:
+    """With these settings the check could not connect."""
+
+    reason: str
+
+
+def probe(wrapper: Any) -> Server | Unreachable | None:
+    """Look at the server of a wrapper whose driver is psycopg.
+
+    None if it can be reached, but does not answer what it is asked; or if it can't, but
+    the base may know another way.
+    """
     try:
-        with _connection(wrapper) as connection:
+        connection, refusal = _connect(wrapper)
+    except Exception as error:  # noqa: BLE001 - of the driver, the settings, or a hook of theirs
+        return Unreachable(_in_one_line(error)) if _connects_as_usual(wrapper) else None
+    try:
+        with closing(connection):
             if _pid(connection) == connection.pgconn.backend_pid:
+                if refusal is not None:
+                    return Unreachable(_in_one_line(refusal))
                 rows = _ask(connection, ROOM)
                 rooms = tuple(Room(name, int(all_), int(used)) for name, all_, used in rows)
                 return Server(Pooler.NONE, rooms)
             return Server(_kind_of_pooler(wrapper, connection))
-    except Exception:  # noqa: BLE001 - whatever it is, the first query will say it better
+    except Exception:  # noqa: BLE001 - a query will say it better
         return None
+
+
+def _connects_as_usual(wrapper: Any) -> bool:
+    """Return whether the base leaves connecting to packages that are known here."""
+    for name in ("get_new_connection", "_get_new_connection"):
+        roots = [
+            cls.__module__.partition(".")[0]
+            for cls in type(wrapper).__mro__
+            if name in vars(cls)
+        ]
+        if {*roots} - {"django", "dj_db_conn_pool", OURS}:
+            return False
+    return True
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return what was said, without libpq's guesses and what psycopg says again."""
+    text, _, _ = str(error).partition("Multiple connection attempts failed")
+    lines = [line for line in text.splitlines() if not line.startswith("\t")]
+    said = dict.fromkeys(
+        " ".join(line.removeprefix("connection failed:").split()) for line in lines
+    )
+    return "; ".join(filter(None, said)) or type(error).__name__
 
 
 def _kind_of_pooler(wrapper: Any, one: Any) -> Pooler:
     """Say whether two clients that are connected at once share a server process."""
     try:
-        with _connection(wrapper) as other:
+        with closing(_connect(wrapper)[0]) as other:
             of_one, of_other = set(), set()
             for _ in range(ROUNDS):
                 of_one.add(_pid(one))
@@ -103,20 +145,30 @@ def _kind_of_pooler(wrapper: Any, one: Any) -> Pooler:
     return Pooler.OF_SESSIONS
 
 
-@contextmanager
-def _connection(wrapper: Any) -> Iterator[Any]:
-    """Connect as the wrapper's pool does, but beside it."""
-    params = {"connect_timeout": PATIENCE, **wrapper.get_connection_params()}
+def _connect(wrapper: Any) -> tuple[Any, Exception | None]:
+    """Connect as the wrapper's pool does, but beside it.
+
+    Where that needs to be done without `OPTIONS["options"]`, the second is why.
+    """
+    options = wrapper.settings_dict["OPTIONS"].get("pool")
+    options = options if isinstance(options, Mapping) else {}
+    connect = getattr(options.get("connection_class"), "connect", wrapper.Database.connect)
+    conninfo = options.get("conninfo", "")
+    if callable(conninfo):
+        conninfo = conninfo()
+    params = wrapper.get_connection_params()
+    if callable(params):  # as psycopg_pool takes them from 3.3 on
+        params = params()
+    params = {"connect_timeout": PATIENCE, **params}
     try:
-        connection = wrapper.Database.connect(**params)
-    except wrapper.Database.OperationalError:
+        return connect(conninfo, **params), None
+    except wrapper.Database.OperationalError as error:
         if params.pop("options", None) is None:
             raise
-        connection = wrapper.Database.connect(**params)  # PgBouncer refuses some of them
-    try:
-        yield connection
-    finally:
-        connection.close()
+        try:  # PgBouncer refuses some of them
+            return connect(conninfo, **params), error
+        except wrapper.Database.OperationalError:
+            raise error from None
 
 
 def _pid(connection: Any) -> int:

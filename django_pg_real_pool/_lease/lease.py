@@ -81,6 +81,8 @@ class Lease:
         self.transaction = NONE
         #: Whether the last commit() or rollback() has failed, and left its transaction open.
         self.is_end_missing = False
+        #: Whether the connection was found broken when it was taken; nobody has used it.
+        self.is_rejected = False
         #: What the session owes before anybody else may have the connection.
         self.debt = Debt.NOTHING
         #: Whether the base's `close()` has yet to hear that a lease of its is over: in a
@@ -92,6 +94,8 @@ class Lease:
         #: Where statements are noted now that belong to the connection and not to the user:
         #: while it is set up, and in a base's own `_cursor()`.
         self.noting: list[Statement] | None = None
+        #: Whether the statement that is about to be sent has been looked at.
+        self.is_seen = False
         #: Above 0 while an execute wrapper of the user's is at work.
         self.wrapping = 0
         #: What a base's own `_cursor()` has sent during this lease; None: it has not run.
@@ -169,6 +173,7 @@ class Lease:
         self.phase = FREE
         self.debt = Debt.NOTHING
         self.sent_by_base = None
+        self.is_rejected = False
         return connection
 
     def has_lost(self, connection: Any) -> bool:
@@ -211,9 +216,12 @@ class Lease:
             self.use = Use.UNPOOLED
             return False
         reaper.start()
+        runs_callbacks = wrapper.run_commit_hooks_on_set_autocommit_on
         setup.reset_transaction_state(wrapper)
         self.unsent_savepoints.clear()
         wrapper.autocommit = self.default_autocommit
+        if not wrapper.autocommit:  # else stock has switched it on, and run them
+            wrapper.run_commit_hooks_on_set_autocommit_on = runs_callbacks
         self.is_off_by_atomic = False
         self.transaction = NONE
         wrapper.health_check_enabled = wrapper.settings_dict["CONN_HEALTH_CHECKS"]
@@ -390,7 +398,8 @@ class Lease:
                 self.take()
             else:
                 self.reclaim_cursors()
-                self._look_at_transaction()
+                if self.physical is not None:
+                    self._look_at_transaction()
                 if self.hooks.health_check or not wrapper.health_check_done:
                     wrapper.close_if_health_check_failed()
                     if wrapper.connection is None:
@@ -438,8 +447,18 @@ class Lease:
         if self.use is not POOLED or self.physical is None:
             return
         autocommit = self.wrapper.autocommit
-        if not autocommit or self.hooks.driver.transaction(self.physical, autocommit):
+        if not autocommit or self._is_in_transaction():
             self._transaction_began()
+
+    def unseen_statement(self) -> None:
+        """Note a statement of a cursor that is not ours, of which nothing is known.
+
+        A tool may have built one of Django's own around the driver's cursor.
+        """
+        if self.phase is HELD and self.noting is None and self.use is POOLED:
+            self.before_statement(None)
+            if self.options.session_state is not SessionPolicy.IGNORE:
+                self.owe(CLEANING)
 
     def note(self, sql: Any, params: Any, raw: Any) -> None:
         """Note a statement that belongs to the connection, not to the user."""
@@ -541,10 +560,9 @@ class Lease:
 
     def _transaction_began(self) -> None:
         self.transaction = BEGUN
-        if TRANSACTION not in self.holds.now:
-            self.holds.happened(Event.TRANSACTION_BEGAN)
-            if self.options.track_origins:
-                self.holds.origins[None] = find_origin()
+        self.holds.happened(Event.TRANSACTION_BEGAN)
+        if self.options.track_origins:
+            self.holds.origins[None] = find_origin()
 
     def _transaction_ended(self) -> None:
         self.transaction = NONE
@@ -556,16 +574,23 @@ class Lease:
         self._look_at_transaction()
 
     def _look_at_transaction(self) -> None:
-        if self.physical is None:
-            return
-        in_transaction = self.hooks.driver.transaction(
-            self.physical, self.wrapper.autocommit
-        )
+        in_transaction = self._is_in_transaction()
         if in_transaction:
-            self._transaction_began()
+            if TRANSACTION not in self.holds.now:
+                self._transaction_began()
         elif in_transaction is False and self.transaction is BEGUN:
             self._transaction_ended()
         # None: the connection is broken, which is not the end of what began on it.
+
+    def _is_in_transaction(self) -> bool | None:
+        """Ask the driver; None: the connection is broken, or went away behind our back."""
+        connection, physical = self.wrapper.connection, self.physical
+        if physical is not connection and (
+            physical is None or self.hooks.pool.physical(connection) is not physical
+        ):
+            return None
+        in_transaction = self.hooks.driver.transaction(physical, self.wrapper.autocommit)
+        return in_transaction  # type: ignore[no-any-return]
 
     @locked
     def end_transaction(self, was_told: bool) -> None:
@@ -574,11 +599,10 @@ class Lease:
         `was_told`: it has returned, which not every driver could see by itself.  Where it
         has raised and the connection is broken, nothing of the transaction is left either.
         """
-        if self.physical is not None:
-            driver, autocommit = self.hooks.driver, self.wrapper.autocommit
-            in_transaction = driver.transaction(self.physical, autocommit)
+        if self.wrapper.connection is not None:
+            in_transaction = self._is_in_transaction()
             self.is_end_missing = bool(in_transaction) and not was_told
-            if in_transaction is None or (was_told and driver.guesses):
+            if in_transaction is None or (was_told and self.hooks.driver.guesses):
                 self._transaction_ended()
                 self._settle(is_over=True)
                 return
@@ -611,15 +635,7 @@ class Lease:
         if self.closed_elsewhere or CURSOR in holds:
             lost = self._reclaim_cursors()
         if not is_over:
-            # Inlined _look_at_transaction(): this is after each query.
-            in_transaction = self.hooks.driver.transaction(
-                self.physical, wrapper.autocommit
-            )
-            if in_transaction:
-                if TRANSACTION not in holds:
-                    self._transaction_began()
-            elif in_transaction is False and self.transaction is BEGUN:
-                self._transaction_ended()
+            self._look_at_transaction()
         if not holds:
             giving_back.end(self)
         if lost:

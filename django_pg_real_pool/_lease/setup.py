@@ -76,6 +76,7 @@ def _replace_if_gone(lease: Any) -> None:
             "way, so it is replaced",
             lease.alias,
         )
+        lease.is_rejected = True
         _discard(lease)
 
 

@@ -50,6 +50,8 @@ class Session(Protocol):
     source: Any
     #: A weak reference to the lease, which a pool notes as the borrower.
     me: Any
+    #: Whether the connection was found broken when it was taken.
+    is_rejected: bool
     #: Whether the base's own way to connect was gone since `close()`.
     has_introduced: bool
     #: Whether the driver sees without a round trip that a connection was closed.
@@ -67,6 +69,8 @@ class Pool:
 
     #: Where in an alias's settings the size of its pool is; empty: it is not known.
     size_setting = ""
+    #: Whether stock, after close() in a block, still has the connection that it gave back.
+    stock_keeps_closed = True
 
     def __init__(self) -> None:
         #: Connections that are out, by the identity of their session: so that none is

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
 
+from .._pool_settings import native_problems, refuse
 from . import Census, Pool, Session, connecting, database_of
 
 #: psycopg_pool's default, which is its `max_size` as well.
@@ -45,6 +46,7 @@ class NativePool(Pool):
     """
 
     size_setting = '["OPTIONS"]["pool"]["max_size"]'
+    stock_keeps_closed = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,9 +107,14 @@ class NativePool(Pool):
 
     def put(self, session: Session) -> None:
         self.forget(session)
+        is_rejected = session.is_rejected
         connection = session.let_go()
         # psycopg_pool notes on the connection whose it is; Django relies on it too.
-        connection._pool.putconn(connection)
+        pool = connection._pool
+        if is_rejected and hasattr(pool, "reject"):
+            pool.reject(connection)
+        else:
+            pool.putconn(connection)
 
     def most(self, settings_dict: Mapping[str, Any]) -> int | None:
         options = settings_dict["OPTIONS"].get("pool")
@@ -176,6 +183,8 @@ class NativePool(Pool):
         """Return Django's pool, which it makes from the settings where it has none yet."""
         alias, pools = wrapper.alias, wrapper._connection_pools
         is_new = alias not in pools
+        if is_new:
+            refuse(alias, native_problems(alias, wrapper.settings_dict))
         pool = wrapper._lease.pool_of_base()
         made = self._made.get(alias)
         if made is None or made.pool is not pool:

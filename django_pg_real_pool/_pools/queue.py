@@ -10,6 +10,7 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
+from .._pool_settings import queue_problems, refuse
 from . import Census, Pool, Session, connecting, database_of
 
 
@@ -112,6 +113,7 @@ class QueuePool(Pool):
         # which is on by default, where we look ourselves (see CHECK_AFTER_IDLE).
         wrapper = session.wrapper
         settings = wrapper.settings_dict
+        refuse(wrapper.alias, queue_problems(wrapper.alias, settings))
         options = dict(settings.get("POOL_OPTIONS", {}))
         if session.notices_closing:
             options["PRE_PING"] = False

@@ -7,8 +7,10 @@
 - `_getconn_unchecked`: waiting, first come, first served, for as long as one waits; with a
   place in the line that costs a third of the parent's, and that is left at the end.
 - `_check_connection`: a borrower that looks at its connection itself needs no round trip.
-- `_add_to_pool`, `_return_connection`, `_putconn`, `_reset_connection`: who has which
-  connection is written down where it changes.
+- `_add_to_pool`, `_return_connection`, `_putconn`: who has which connection is written
+  down where it changes.
+- `_reset_connection`: after the user's `reset`, a connection is configured as when it was
+  made.
 - `_connect`: why there is no connection, and that there was one.
 - `schedule_task`: a server that was away is tried again within a second.
 - `check`, `resize` and the rest are the parent's, as are all of its attributes.
@@ -79,7 +81,7 @@ NEEDED = (
     *("_return_connection", "getconn", "putconn", "run_task", "schedule_task"),
 )
 NEEDED_IN_POOL = (
-    *("_check", "_closed", "_max_size", "_min_size", "_nconns", "_nconns_min"),
+    *("_check", "_closed", "_configure", "_max_size", "_min_size", "_nconns", "_nconns_min"),
     *("_pool", "_pool_full_event", "_reset", "_stats", "_waiting"),
 )
 
@@ -195,6 +197,11 @@ class RealPool(ConnectionPool[Any]):
         else:
             super().putconn(conn)
 
+    def reject(self, conn: Any) -> None:
+        """Take back a connection that its borrower has found broken, before any use."""
+        self._stats["requests_num"] -= 1  # who asked asks again: it is the same request
+        self._putconn(conn, from_getconn=True)
+
     @locked
     def _take_idle(self, owner: Any) -> Any:
         conn = None if self._closed else self._pop_idle(owner)
@@ -293,8 +300,11 @@ class RealPool(ConnectionPool[Any]):
 
     def _reset_connection(self, conn: Any) -> None:
         super()._reset_connection(conn)
-        if self._reset is not None:
-            know(conn).heard = None  # nobody knows what the user's callback has undone
+        if self._reset is not None and conn.pgconn.transaction_status == IDLE:
+            # Nobody knows what the user's callback has undone.
+            know(conn).heard = None
+            if self._configure is not None:
+                self._configure(conn)
 
     # ##### Waiting #####
 

@@ -9,7 +9,7 @@ try:
 except ImportError as error:
     raise ImproperlyConfigured(
         'ENGINE = "django_pg_real_pool.dj_db_conn_pool" needs django-db-connection-pool '
-        f"({error}). Install it: pip install 'django-pg-real-pool[dj-db-conn-pool]'"
+        f"({error}). Install it: pip install django-db-connection-pool"
     ) from error
 
 DatabaseWrapper = make_release_backend(PooledWrapper)
