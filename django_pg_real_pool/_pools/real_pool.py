@@ -182,7 +182,7 @@ class RealPool(ConnectionPool[Any]):
         finally:
             self._asking[me] = before
             if before is OTHERS:
-                del self._asking[me]
+                self._asking.pop(me, None)  # a signal handler has been here just now
 
     def putconn(self, conn: Any) -> None:
         if (
