@@ -417,7 +417,10 @@ class RealPool(ConnectionPool[Any]):
     @locked
     def _replace_if(self, conn: Any, owner: Any) -> bool:
         """Replace a connection if it is still `owner`'s."""
-        if self._members.get(conn) is not owner or conn in self._pool:
+        if self._members.get(conn) is not owner:
+            return False
+        if conn in self._pool:
+            self._members[conn] = None  # interrupted before it was taken out
             return False
         self._replace(conn)
         return True
