@@ -304,7 +304,11 @@ class RealPool(ConnectionPool[Any]):
             # Nobody knows what the user's callback has undone.
             know(conn).heard = None
             if self._configure is not None:
-                self._configure(conn)
+                try:
+                    self._configure(conn)
+                except Exception as error:
+                    _of_parent.warning("error configuring connection: %s", error)
+                    conn.close()
 
     # ##### Waiting #####
 
