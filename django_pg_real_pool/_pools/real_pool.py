@@ -172,8 +172,6 @@ class RealPool(ConnectionPool[Any]):
             connection = self._take_idle(owner)
             if connection is not None:
                 return connection
-        if owner is OTHERS:
-            return super().getconn(timeout)
         me = get_ident()
         before = self._asking.get(me, OTHERS)  # of whom a signal handler has interrupted
         try:
