@@ -256,9 +256,13 @@ class RealPool(ConnectionPool[Any]):
         while waiting:
             place = waiting[0]
             if place.conn is None and place.error is None:
-                # An interruption in between finds it with the one who gets it.
-                members[conn] = place.owner
-                place.conn = conn
+                try:
+                    members[conn] = place.owner
+                    place.conn = conn
+                except BaseException:  # else it would wait for what it has by the table
+                    place.conn = conn
+                    members[conn] = place.owner
+                    raise
                 waiting.popleft()
                 place.call()
                 return True
