@@ -71,6 +71,8 @@ class _Out:
 OTHERS = _Out("lent to others")
 #: With a worker of the pool, which resets it.
 RETURNING = _Out("being returned")
+#: Just made: nobody has had it yet.
+MADE = _Out("just made")
 #: Of no use any more: a worker is to replace it.
 LOST = _Out("lost")
 
@@ -251,8 +253,8 @@ class RealPool(ConnectionPool[Any]):
     @locked
     def _keep(self, conn: Any) -> bool:
         members, waiting = self._members, self._waiting
-        if self._closed or members.get(conn) is LOST:
-            return False
+        if self._closed or members.get(conn, LOST) is LOST:
+            return False  # or struck out: there is another in its place
         while waiting:
             place = waiting[0]
             if place.conn is None and place.error is None:
@@ -388,6 +390,7 @@ class RealPool(ConnectionPool[Any]):
             raise
         self.last_error, self.has_connected = None, True
         know(conn)
+        self._members[conn] = MADE
         for retry in list(self._retries):
             retry.tick()
         return conn
@@ -415,10 +418,12 @@ class RealPool(ConnectionPool[Any]):
 
     # ##### Losing and replacing #####
 
+    @locked
     def _replace(self, conn: Any) -> None:
         """Let a worker close a connection and make another: once, however often asked."""
-        self._members[conn] = LOST
-        self.run_task(_Replace(self, conn))
+        if conn in self._members:
+            self._members[conn] = LOST
+            self.run_task(_Replace(self, conn))
 
     @locked
     def _replace_if(self, conn: Any, owner: Any) -> bool:
@@ -472,7 +477,7 @@ class RealPool(ConnectionPool[Any]):
 
     def count_lent(self) -> int:
         """Return how many connections are out."""
-        return sum(owner not in (None, LOST) for _, owner in self._list_members())
+        return sum(owner not in (None, LOST, MADE) for _, owner in self._list_members())
 
 
 class _Replace(parent.MaintenanceTask):
