@@ -53,7 +53,12 @@ def test_a_pool_that_is_left_as_it_is_works(plain: str) -> None:
 
 def test_a_pool_that_is_left_as_it_is_tells_its_census(plain: str) -> None:
     """P3: who waits, too."""
-    waiting = threading.Thread(target=lambda: (backend_pid(plain), connections.close_all()))
+
+    def query() -> None:
+        backend_pid(plain)
+        connections.close_all()
+
+    waiting = threading.Thread(target=query)
     with connections[plain].cursor():
         waiting.start()
         wait_until(lambda: pool_status(plain).census.waiting == 1, "it waits")
