@@ -20,7 +20,7 @@ from small_pooler import SmallPooler, pooler_of_sessions, pooler_of_transactions
 from tcp_proxy import Proxy
 
 from django_pg_real_pool import Census, pool_status
-from django_pg_real_pool._checks import probe
+from django_pg_real_pool._backend.checks import probe
 from django_pg_real_pool._drivers.question import ask
 from django_pg_real_pool._drivers.sockets import waiter
 
@@ -526,7 +526,7 @@ def test_the_server_is_not_asked_where_nothing_can_be_learnt(
 def test_other_databases_are_not_asked(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """D7: what PostgreSQL would be asked, through psycopg, is for no other."""
     wrapper_class: Any = type(connections[alias])
-    asked = "django_pg_real_pool._checks.server.probe"
+    asked = "django_pg_real_pool._backend.checks.server.probe"
     monkeypatch.setattr(asked, lambda wrapper: pytest.fail("it was asked"))
     monkeypatch.setattr(wrapper_class, "vendor", "mysql")
     with checked(alias, connects=False) as name:

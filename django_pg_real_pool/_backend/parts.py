@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from .._checks import ReleaseValidation
+from .checks import ReleaseValidation
 from .schema import PinnedSchemaEditor
 
 #: By the attribute of the wrapper class.

@@ -180,7 +180,7 @@ class ConnectionReleaseMixin(_Base):
         self.validate_thread_sharing()
         try:
             if self.connection is not None:
-                lease.drop(as_stock=True)
+                lease.drop(True)
             else:
                 super().close()
                 if self.in_atomic_block:
@@ -201,9 +201,8 @@ class ConnectionReleaseMixin(_Base):
         for adapter in registry.adapters():
             adapter.close_all_of(database_of(self.settings_dict))
         self._hooks.pool.close(self)
-        close_pool_of_base = getattr(super(), "close_pool", None)
-        if close_pool_of_base is not None:
-            close_pool_of_base()
+        if self._hooks.close_pool:
+            super().close_pool()  # type: ignore[misc]
 
     def close_if_unusable_or_obsolete(self) -> None:
         lease = self._lease

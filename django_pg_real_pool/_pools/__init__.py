@@ -69,6 +69,8 @@ class Pool:
 
     #: Where in an alias's settings the size of its pool is; empty: it is not known.
     size_setting = ""
+    #: Whether what it gives out is the driver's own connection.
+    is_bare = False
     #: Whether stock, after close() in a block, still has the connection that it gave back.
     stock_keeps_closed = True
 

@@ -83,7 +83,15 @@ NEEDED = (
     *("_return_connection", "getconn", "putconn", "run_task", "schedule_task"),
 )
 NEEDED_IN_POOL = (
-    *("_check", "_closed", "_configure", "_max_size", "_min_size", "_nconns", "_nconns_min"),
+    *(
+        "_check",
+        "_closed",
+        "_configure",
+        "_max_size",
+        "_min_size",
+        "_nconns",
+        "_nconns_min",
+    ),
     *("_pool", "_pool_full_event", "_reset", "_stats", "_waiting"),
 )
 
@@ -193,7 +201,9 @@ class RealPool(ConnectionPool[Any]):
             and not self._is_expired(conn)
             and ConnectionPool.putconn is _PUTCONN
         ):
-            self._add_to_pool(conn)
+            conn._pool = None
+            if not self._keep(conn):
+                conn.close()
         else:
             super().putconn(conn)
 
@@ -223,8 +233,7 @@ class RealPool(ConnectionPool[Any]):
             members[idle[-1]] = owner
             conn = idle.pop()
             members[conn] = owner
-            if len(idle) < self._nconns_min:
-                self._nconns_min = len(idle)
+            self._nconns_min = min(self._nconns_min, len(idle))
             if not self._is_expired(conn):
                 return conn
             _of_parent.info("discarding expired connection")

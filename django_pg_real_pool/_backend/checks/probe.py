@@ -12,8 +12,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from .._drivers.question import ask
-from .._drivers.sockets import waiter
+from ..._drivers.question import ask
+from ..._drivers.sockets import waiter
 
 OURS = __name__.partition(".")[0]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from django.core import checks
 
-from .._pool_settings import Problem, native_problems, queue_problems
-from .._pools.native import NativePool
-from .._pools.queue import QueuePool
-from .._settings import SETTING, misplaced, problems
+from ..._pool_settings import Problem, native_problems, queue_problems
+from ..._pools.native import NativePool
+from ..._pools.queue import QueuePool
+from ..._settings import SETTING, misplaced, problems
 from .server import findings
 
 TAG = "django_pg_real_pool"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from .._settings import SETTING, SessionPolicy
+from ..._settings import SETTING, SessionPolicy
 from .probe import Pooler, Room, Unreachable, probe
 
 
