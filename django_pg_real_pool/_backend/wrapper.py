@@ -187,7 +187,9 @@ class ConnectionReleaseMixin(_Base):
                     self.closed_in_transaction = True
                     self.needs_rollback = True
         finally:
-            lease.end_session()
+            # Else an interruption has left something to be done by the next close().
+            if self.connection is None:
+                lease.end_session()
 
     def _close_as_base(self) -> None:
         super().close()

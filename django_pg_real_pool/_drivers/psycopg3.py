@@ -321,11 +321,10 @@ def _attributes(physical: Any) -> Any:
 
 
 def _database(physical: Any) -> tuple[str, int, str] | None:
-    try:
-        info = physical.info
-        return (info.host, info.port, info.dbname)
-    except Exception:  # it is closed
+    if physical.closed:
         return None
+    info = physical.info
+    return (info.host, info.port, info.dbname)
 
 
 def _named(dumpers: dict[Any, Any]) -> Counter[Any]:

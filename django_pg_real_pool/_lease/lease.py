@@ -237,6 +237,7 @@ class Lease:
 
     def end_session(self) -> None:
         """Forget what outlives a lease; what comes next begins anew."""
+        self.holds.happened(Event.CLOSED)
         self.unsent_savepoints.clear()
         self.heard = self.source = None
         self.own_pins.clear()

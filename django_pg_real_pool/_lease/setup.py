@@ -107,11 +107,11 @@ def _set_up(lease: Any, announce: bool) -> bool:
         hooks.driver.mark_set_up(physical, before or ())
         return True
     heard: Heard = tuple(noted)
-    if before and before != heard and not _sets_all_of(heard, before):
-        # What was set then was not set again: it is of another request, perhaps.
-        if not clean(lease, say=heard):
-            _discard(lease)
-            return False
+    # What was set then and not set now is of another request, perhaps.
+    is_left = before and before != heard and not _sets_all_of(heard, before)
+    if is_left and not clean(lease, say=heard):
+        _discard(lease)
+        return False
     if before == heard:
         heard = before or ()  # the same object: it is compared by identity
     if heard == lease.heard:

@@ -455,6 +455,8 @@ class RealPool(ConnectionPool[Any]):
 
     @locked
     def _list_members(self) -> list[tuple[Any, Any]]:
+        for conn in self._pool:
+            self._members[conn] = None  # interrupted before it was taken out, perhaps
         return list(self._members.items())
 
     def reap(self) -> None:
