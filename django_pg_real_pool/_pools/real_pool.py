@@ -78,8 +78,14 @@ LOST = _Out("lost")
 
 #: What is to be found in the parent, by name; else its pools stay as they are.
 NEEDED = (
-    *("_add_connection", "_add_to_pool", "_check_connection", "_connect"),
-    *("_getconn_unchecked", "_maybe_grow_pool", "_putconn", "_reset_connection"),
+    *("_add_connection", "_add_to_pool", "_check_connection", "_check_open_getconn"),
+    *(
+        "_connect",
+        "_getconn_unchecked",
+        "_maybe_grow_pool",
+        "_putconn",
+        "_reset_connection",
+    ),
     *("_return_connection", "getconn", "putconn", "run_task", "schedule_task"),
 )
 NEEDED_IN_POOL = (
