@@ -8,17 +8,18 @@ that is what all such copies have in common.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends.utils import CursorWrapper
 
 from .._lease.facts import Transaction, Use
+from .._lease.rule import Hold
 from .._session import changes_session, function_changes_session
 from .names import DJANGOS_GETATTR, DJANGOS_LOOP
 
 #: Looked up here once: it is needed for each query.
-NONE = Transaction.NONE
+NONE, CURSOR = Transaction.NONE, Hold.CURSOR
 
 if TYPE_CHECKING:
     from .names import Cursor as _Base
@@ -69,7 +70,9 @@ class AutoConnectionReleaseCursor(_Base):
             if (change := changes_session(sql, raw)) is not None:
                 lease.session_changes(change, raw)
             if lease.transaction is NONE and (
-                not db.autocommit or db._hooks.driver.has_run(raw)
+                not db.autocommit
+                or db._hooks.driver.has_run(raw)
+                or len(lease.holds.now.get(CURSOR, ())) > 1
             ):
                 lease.before_statement(raw)
             if lease.noting is not None:
@@ -188,7 +191,7 @@ def hold_for(wrapper: Any, cursor: Any) -> Any:
     return cursor
 
 
-@cache
+@lru_cache(maxsize=256)
 def releasing_class(cursor_class: type[Any]) -> type[Any]:
     """Return the releasing subclass of a Django cursor class: one for each, for good."""
     mixin = (

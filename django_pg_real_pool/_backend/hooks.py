@@ -49,6 +49,8 @@ class Hooks:
     init_every_time: bool
     #: The class's `create_cursor()`, and what it is without Django's decorator; else None.
     create_cursor: tuple[Any, Any] = field(repr=False)
+    #: The base has a `_close()` that is neither Django's nor a known pool's.
+    own_close: bool = field(repr=False)
     #: The base has a `close_pool()` that is not Django's.  That one would make a pool to
     #: close it, while another thread opens it.
     close_pool: bool = field(repr=False)
@@ -133,6 +135,7 @@ def read(cls: Any) -> Hooks:
         cursor=_is_of_base(cls, "_cursor"),
         init_every_time=not _runs_once(cls, "init_connection_state"),
         create_cursor=undecorated(cls.create_cursor),
+        own_close=not is_known(definer(cls, "_close")),
         close_pool=hasattr(cls, "close_pool")
         and not is_djangos(definer(cls, "close_pool")),
         plain_commit=definer(cls, "commit") is BaseDatabaseWrapper,

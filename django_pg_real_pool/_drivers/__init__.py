@@ -18,6 +18,8 @@ from .sockets import cut
 
 #: A statement as it was sent, with a copy of its parameters.
 Statement = tuple[Any, Any]
+#: What stands for attributes of a connection among its statements.
+TOUCHED = "(attributes)"
 #: What a connection has heard: statements, in order.
 Heard = tuple[Statement, ...]
 
@@ -155,6 +157,13 @@ class Driver:
     def has_new_types(self, physical: Any) -> bool:
         """Return whether types were registered with the connection since it was set up."""
         return False
+
+    def restore(self, physical: Any) -> None:
+        """Undo what receivers have set on the connection itself, before they are sent anew."""
+
+    def touches(self, physical: Any) -> Heard:
+        """Return what receivers have set on the connection itself, as if it was sent."""
+        return ()
 
     def listen(self, physical: Any, noted: list[Statement]) -> Callable[[], None]:
         """Add to `noted` what is sent from now on; return what ends that.

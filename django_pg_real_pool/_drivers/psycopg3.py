@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import lru_cache
 from operator import itemgetter
 from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
-from . import Driver, Heard, Statement, statement
+from . import TOUCHED, Driver, Heard, Statement, statement
 from .question import ask
 from .sockets import cut, peeker, waiter
 
@@ -38,7 +38,8 @@ class Known:
     """What is known of one physical connection."""
 
     __slots__ = (
-        *("attributes", "client_side", "heard", "peek", "sent_by_base", "used_at", "wait"),
+        *("attributes", "base", "client_side", "heard", "peek", "sent_by_base"),
+        *("used_at", "wait"),
     )
 
     def __init__(self, physical: Any) -> None:
@@ -48,6 +49,8 @@ class Known:
         #: compare.  Of no meaning where `heard` is None.
         self.client_side: tuple[Any, ...] | None = None
         self.attributes: Any = None
+        #: The attributes as Django has set them, before any receiver.
+        self.base: Any = None
         #: What a base's own `_cursor()` sent when it was last lent.
         self.sent_by_base: Heard = ()
         #: `time.monotonic()` of the last sign of life.
@@ -208,13 +211,28 @@ class Psycopg(Driver):
             made.__class__ = _noting(kind)
             return made
 
-        physical.__dict__.update({"cursor": cursor, NOTED: noted})
+        names = physical.__dict__
+        before = {name: names[name] for name in ("cursor", NOTED) if name in names}
+        names.update({"cursor": cursor, NOTED: noted})
 
         def stop() -> None:
-            physical.__dict__.pop("cursor", None)
-            physical.__dict__.pop(NOTED, None)
+            for name in ("cursor", NOTED):
+                names.pop(name, None)
+            names.update(before)  # of whoever listens to what surrounds this
 
         return stop
+
+    def restore(self, physical: Any) -> None:
+        known = know(physical)
+        if known.base is None:
+            known.base = _attributes(physical)
+        elif known.base != _attributes(physical):
+            for name, value in zip(_NAMES, known.base, strict=True):
+                setattr(physical, name, value)
+
+    def touches(self, physical: Any) -> Heard:
+        known, now = know(physical), _attributes(physical)
+        return () if known.base in (None, now) else ((TOUCHED, now),)
 
     def say(self, physical: Any, statements: Heard) -> None:
         for sql, params in statements:
@@ -304,6 +322,10 @@ def _adapters(physical: Any) -> Any:
 
 
 #: What anybody may set who gets hold of a connection; looked at after each use.
+_NAMES = (
+    *("row_factory", "cursor_factory", "server_cursor_factory"),
+    *("isolation_level", "read_only", "deferrable"),
+)
 _ATTRIBUTES = itemgetter(
     *("row_factory", "cursor_factory", "server_cursor_factory"),
     *("_isolation_level", "_read_only", "_deferrable"),
@@ -369,7 +391,7 @@ def _answers(pgconn: Any, known: Known) -> bool:
     return bool(pgconn.status == OK)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _noting(cursor_class: Any) -> Any:
     """Return `cursor_class` with its statements noted where their connection has `NOTED`."""
 
@@ -402,7 +424,7 @@ _SENDS = ("execute", "executemany", "callproc", "copy", "stream")
 _SENDS_WITH_PORTAL = ("fetchone", "fetchmany", "fetchall", "scroll", "__iter__")
 
 
-@cache
+@lru_cache(maxsize=64)
 def _cut_off(cursor_class: Any, reason: str, portal: bool = False) -> Any:
     """Return `cursor_class` with everything that reaches the connection refused."""
     from psycopg import InterfaceError

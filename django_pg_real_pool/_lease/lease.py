@@ -39,6 +39,7 @@ CONNECT, CURSOR, PIN, SESSION, TRANSACTION = (
 )
 CURSOR_OPENED, CURSOR_CLOSED = Event.CURSOR_OPENED, Event.CURSOR_CLOSED
 FREE, TAKING, HELD = Phase.FREE, Phase.TAKING, Phase.HELD
+GOING = (Phase.RETURNING, Phase.CLOSING)
 POOLED = Use.POOLED
 NONE, BEGUN, LOST = Transaction.NONE, Transaction.BEGUN, Transaction.LOST
 CLEANING, REPLACEMENT = Debt.CLEANING, Debt.REPLACEMENT
@@ -163,8 +164,12 @@ class Lease:
         return self.wrapper._pool_of_base()
 
     def is_going(self) -> None:
-        """Note that the pool may have the connection from here on, and it is not to be used."""
-        self.phase = Phase.RETURNED
+        """Note that the pool may have the connection from here on, and it is not to be used.
+
+        A `_close()` of the base's own may use it still, before it gives it back.
+        """
+        if not self.hooks.own_close:
+            self.phase = Phase.RETURNED
 
     def let_go(self) -> Any:
         """Forget the connection and return it: from here on, the pool has it."""
@@ -174,6 +179,8 @@ class Lease:
         self.debt = Debt.NOTHING
         self.sent_by_base = None
         self.is_rejected = False
+        if self.holds.now:
+            self.holds.happened(Event.CLOSED)
         return connection
 
     def has_lost(self, connection: Any) -> bool:
@@ -306,7 +313,7 @@ class Lease:
                 self._forget_interrupted()
             self.phase = TAKING
             if hooks.connect:
-                with setup.outside_transaction(self):
+                with setup.outside_transaction(self), setup.noting(self):
                     wrapper._connect_as_base()  # arrives at the lower layer's connect()
                 self.physical = self.hooks.pool.physical(wrapper.connection)
                 setup.bring_up_to_date(self)
@@ -474,8 +481,8 @@ class Lease:
             return
         if self.noting is not None and self.wrapping <= 1:
             return  # it sets the connection up; an execute wrapper that sends more does not
-        if self.use is not POOLED:
-            return
+        if self.use is not POOLED or self.phase in GOING:
+            return  # a base's own close() may leave the connection as it likes
         is_pinned = self.is_pinned
         if policy is SessionPolicy.ERROR and not is_pinned:
             raise SessionStateError(
@@ -605,6 +612,8 @@ class Lease:
             in_transaction = self._is_in_transaction()
             self.is_end_missing = bool(in_transaction) and not was_told
             if in_transaction is None or (was_told and self.hooks.driver.guesses):
+                if not was_told:
+                    self._forget_callbacks()
                 self._transaction_ended()
                 self._settle(is_over=True)
                 return
@@ -613,7 +622,13 @@ class Lease:
     def forget_transaction(self) -> None:
         """Note the end of a transaction whose connection is gone."""
         if self.transaction is not NONE and self.wrapper.connection is None:
+            self._forget_callbacks()
             self._transaction_ended()
+
+    def _forget_callbacks(self) -> None:
+        """Let no callback run of a transaction that is lost."""
+        self.wrapper.run_on_commit = []
+        self.wrapper.run_commit_hooks_on_set_autocommit_on = False
 
     # ##### Settling #####
 

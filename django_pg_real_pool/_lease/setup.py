@@ -12,7 +12,7 @@ from typing import Any
 
 from django.db.backends.signals import connection_created
 
-from .._drivers import Heard, Statement
+from .._drivers import TOUCHED, Heard, Statement
 from . import giving_back
 from .facts import Debt, Phase
 
@@ -109,14 +109,16 @@ def _set_up(lease: Any, announce: bool) -> bool:
     if not announce:
         hooks.driver.mark_set_up(physical, before or ())
         return True
+    hooks.driver.restore(physical)
     if before is None:
         hooks.driver.mark_set_up(physical, ())  # what a cleaning is to lead back to
     with noting(lease) as noted:
         connection_created.send(sender=wrapper.__class__, connection=wrapper)
-    heard: Heard = tuple(noted)
-    # What was set then and not set now is of another request, perhaps.
-    is_left = before and before != heard and not _sets_all_of(heard, before)
-    if is_left and not clean(lease, say=heard):
+    heard: Heard = (*noted, *hooks.driver.touches(physical))
+    if before and before != heard and not _sets_all_of(heard, before):
+        # What was set then and not set now is of another request, perhaps.
+        if clean(lease):
+            return _set_up(lease, announce)
         _discard(lease)
         return False
     if before == heard:
@@ -133,31 +135,45 @@ def _set_up(lease: Any, announce: bool) -> bool:
     return True
 
 
-def clean(lease: Any, say: Heard) -> bool:
-    """Make the session as new, and say again what was sent to it; return whether it is."""
+def clean(lease: Any) -> bool:
+    """Make the session as new, which is to be set up then; return whether it is."""
     hooks, physical = lease.hooks, lease.physical
-    if not hooks.driver.reset(physical):
+    try:
+        is_clean = bool(hooks.driver.reset(physical))
+        if is_clean:
+            hooks.driver.forget_set_up(physical)
+            hooks.pool.reconfigure(lease)
+    except hooks.failures:
         return False
-    hooks.pool.reconfigure(lease)
-    with outside_transaction(lease), noting(lease):
-        lease.wrapper.init_connection_state()
-        hooks.driver.say(physical, say)
-    return True
+    return is_clean
 
 
-_SET = re.compile(r"\s*set\s+(?:session\s+)?([\w.\"]+)[^;]*;?\s*\Z", re.IGNORECASE)
+_SET = re.compile(
+    r"\s*set\s+(?:session\s+)?([\w.]+)\s*(?:=|to\s)[^;]*;?\s*\Z", re.IGNORECASE
+)
+_SET_CONFIG = re.compile(r"set_config\s*\(\s*'([^'\\]+)'\s*,", re.IGNORECASE)
 
 
 def _sets_all_of(now: Heard, before: Heard) -> bool:
     """Return whether statements set all that others had set, if to another value."""
-    return set(map(_what_is_set, before)) <= set(map(_what_is_set, now))
+    return _what_is_set(before) <= _what_is_set(now)
 
 
-def _what_is_set(said: Statement) -> Any:
-    """Return what a statement sets, without what it sets that to."""
-    sql, _ = said
-    match = _SET.match(sql) if isinstance(sql, str) else None
-    return match.group(1).lower() if match else str(sql)
+def _what_is_set(heard: Heard) -> set[str]:
+    """Return what statements set, without the value where its name is certain."""
+    found: set[str] = set()
+    for sql, params in heard:
+        text = sql if isinstance(sql, str) else repr(sql)
+        match, names = _SET.match(text), _SET_CONFIG.findall(text)
+        if sql == TOUCHED:
+            pass  # undone before the receivers were sent
+        elif match is not None:
+            found.add(match.group(1).lower())
+        elif names and text.lower().count("set_config") == len(names) and ";" not in text:
+            found.update(name.lower() for name in names)
+        else:
+            found.add(f"{text} {params!r}")
+    return found
 
 
 def make_base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
@@ -168,18 +184,31 @@ def make_base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
     """
     if not lease.has_connection():
         lease.take()
-    with noting(lease) as noted:
-        cursor = make()
+    try:
+        with noting(lease) as noted:
+            cursor = make()
+    except BaseException:
+        lease.owe(Debt.CLEANING)  # what it has set by then
+        raise
     sent = tuple(noted)
     if lease.sent_by_base is None:  # in this lease it is the first
         before = lease.hooks.driver.sent_by_base(lease.physical)
         if before and not _sets_all_of(sent, before):
-            lease.hooks.driver.note_sent_by_base(lease.physical, ())
-            if not clean(lease, say=(*(lease.heard or ()), *sent)):
-                lease.physical.close()  # nobody may use it as it is
-            apply_autocommit(lease)
+            _begin_anew(lease, sent)
     lease.sent_by_base = (*(lease.sent_by_base or ()), *sent)
     return cursor
+
+
+def _begin_anew(lease: Any, sent: Heard) -> None:
+    """Make the session as new under a cursor that a base has made; say again what it sent."""
+    driver, physical = lease.hooks.driver, lease.physical
+    driver.note_sent_by_base(physical, ())
+    with outside_transaction(lease):
+        if not (clean(lease) and _set_up(lease, announce=True)):
+            physical.close()  # nobody may use it as it is
+            return
+        driver.say(physical, sent)
+    apply_autocommit(lease)
 
 
 @contextmanager
@@ -187,12 +216,18 @@ def noting(lease: Any) -> Iterator[list[Statement]]:
     """Note the statements that are sent, until the end of the block."""
     noted: list[Statement] = []
     before, lease.noting = lease.noting, noted
-    stop = lease.hooks.driver.listen(lease.physical, noted)
+    stop: Callable[[], None] = _nothing
+    if lease.physical is not None:
+        stop = lease.hooks.driver.listen(lease.physical, noted)
     try:
         yield noted
     finally:
         stop()
         lease.noting = before
+
+
+def _nothing() -> None:
+    pass
 
 
 # ##### Where the wrapper is #####

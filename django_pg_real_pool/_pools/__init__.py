@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Protocol
 
 from django.db.backends.base.base import NO_DB_ALIAS
@@ -180,7 +181,12 @@ def connecting(settings_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> Any:
-    """Return a copy of dicts within dicts; a callback or a class stays what it is."""
+    """Return what can be compared later: with a copy, too, as `DatabaseWrapper.copy()` makes.
+
+    Of an object that equals nothing but itself, only its class is compared.
+    """
     if isinstance(value, dict):
         return {key: _copied(each) for key, each in value.items()}
-    return value
+    if isinstance(value, (type, FunctionType)) or type(value).__eq__ is not object.__eq__:
+        return value
+    return type(value)

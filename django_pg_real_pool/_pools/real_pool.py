@@ -331,7 +331,7 @@ class RealPool(ConnectionPool[Any]):
                 try:
                     self._configure(conn)
                 except Exception as error:
-                    _of_parent.warning("error configuring connection: %s", error)
+                    _of_parent.warning("error configuring connection", exc_info=error)
                     conn.close()
 
     # ##### Waiting #####
@@ -418,7 +418,8 @@ class RealPool(ConnectionPool[Any]):
     def _raise_if_unreachable(self) -> None:
         # A pool goes on trying for its whole timeout; but a wrong password is told at
         # once, as without a pool.
-        if self.last_error is not None and not self.has_connected:
+        # Not so once it has given up trying: then it is to begin again.
+        if self.last_error is not None and not self.has_connected and self._nconns > 0:
             raise copy(self.last_error)
 
     @locked
