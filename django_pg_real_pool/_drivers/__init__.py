@@ -179,6 +179,10 @@ class Driver:
             cursor.execute(sql, params)
         cursor.close()
 
+    def end(self, physical: Any) -> None:
+        """Close the connection for good: nobody may have it as it is."""
+        physical.close()
+
     def reset(self, physical: Any) -> bool:
         """Make the session as it was when it was new; return False if it can't be."""
         return False

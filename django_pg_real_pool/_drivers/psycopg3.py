@@ -234,6 +234,9 @@ class Psycopg(Driver):
         known, now = know(physical), _attributes(physical)
         return () if known.base in (None, now) else ((TOUCHED, now),)
 
+    def end(self, physical: Any) -> None:
+        end(physical)
+
     def say(self, physical: Any, statements: Heard) -> None:
         for sql, params in statements:
             physical.execute(sql, params)
@@ -283,6 +286,14 @@ class Psycopg(Driver):
         # psycopg's own way: it looks whether the portal is still there, leaves a failed
         # transaction alone, and begins none where autocommit is off.
         connection.cursor(name, withhold=True).close()
+
+
+def end(physical: Any) -> None:
+    """Close a connection for good, though its pool may want it back when it is closed."""
+    names = physical.__dict__
+    pool, names["_pool"] = names.get("_pool"), None
+    physical.close()
+    names["_pool"] = pool  # who has closed it, gives it back
 
 
 def _client_side(physical: Any) -> tuple[Any, ...] | None:

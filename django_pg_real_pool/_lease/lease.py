@@ -666,7 +666,7 @@ class Lease:
         if self.closed_elsewhere or CURSOR in self.holds.now:
             self._warn_of(self._reclaim_cursors())
 
-    def _reclaim_cursors(self) -> list[str]:
+    def _reclaim_cursors(self, politely: bool = True) -> list[str]:
         """End the holds of cursors that were dropped, or closed where it was unsafe.
 
         Return a message for each that was dropped, for `_warn_of`: last of all, because
@@ -687,8 +687,11 @@ class Lease:
                 "which kept its connection until now"
                 + (f"; it was opened at {origin}" if origin else "")
             )
-            if who in self.portals:
-                self._close_portal(self.portals.pop(who))
+            portal = self.portals.pop(who, None)
+            if portal is not None and politely:
+                self._close_portal(portal)
+            elif portal is not None:
+                self.owe(CLEANING)
             lost.append(message)
         return lost
 
@@ -758,10 +761,26 @@ class Lease:
         # Nobody is at work on it, for the lock is here.
         if not self._is_stuck():
             return
-        if self.phase is HELD:
-            self._settle()
-        else:
+        if self.phase is not HELD:
+            self._break()
             self._forget_interrupted()
+            return
+        lost = self._reclaim_cursors(politely=False)
+        is_simple = not self.debt and self.wrapper.autocommit and not self.hooks.close
+        if not self.holds.now and not is_simple:
+            self._break()
+        self._settle()
+        self._warn_of(lost)
+
+    def _break(self) -> None:
+        """Let the connection be replaced, without a round trip.
+
+        To be polite could take this thread's time, for ever: the network may be dead.
+        """
+        if self.physical is not None:
+            self.hooks.driver.end(self.physical)
+        self.portals.clear()
+        self.owe(REPLACEMENT)
 
     def give_up(self, why: str) -> None:
         """Replace a connection that nobody will give back, and begin anew."""
@@ -780,9 +799,7 @@ class Lease:
         # Nobody knows what it was in the middle of, or whether the server answers: it is
         # replaced, because a polite end could take this thread's time, for ever.
         try:
-            if self.physical is not None:
-                self.physical.close()
-            self.owe(REPLACEMENT)
+            self._break()
             self.drop()
         finally:
             self.transaction = NONE

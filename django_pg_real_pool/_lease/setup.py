@@ -205,7 +205,7 @@ def _begin_anew(lease: Any, sent: Heard) -> None:
     driver.note_sent_by_base(physical, ())
     with outside_transaction(lease):
         if not (clean(lease) and _set_up(lease, announce=True)):
-            physical.close()  # nobody may use it as it is
+            driver.end(physical)  # nobody may use it as it is
             return
         driver.say(physical, sent)
     apply_autocommit(lease)

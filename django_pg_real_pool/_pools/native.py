@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from threading import Lock
@@ -9,8 +10,11 @@ from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
 
+from .._drivers.psycopg3 import end
 from .._pool_settings import native_problems, refuse
 from . import Census, Pool, Session, connecting, database_of
+
+logger = logging.getLogger("django_pg_real_pool")
 
 #: psycopg_pool's default, which is its `max_size` as well.
 _MIN_SIZE = 4
@@ -117,6 +121,9 @@ class NativePool(Pool):
         else:
             pool.putconn(connection)
 
+    def discard(self, session: Session) -> None:
+        end(session.physical)
+
     def most(self, settings_dict: Mapping[str, Any]) -> int | None:
         options = settings_dict["OPTIONS"].get("pool")
         options = options if isinstance(options, dict) else {}
@@ -191,9 +198,12 @@ class NativePool(Pool):
         if made is None or made.pool is not pool:
             is_real = False
             if is_new:
-                from .real_pool import RealPool
-
-                is_real = RealPool.adopt(pool)
+                try:
+                    from .real_pool import RealPool
+                except (ImportError, AttributeError):  # psycopg_pool is made otherwise
+                    logger.info("psycopg_pool has changed, so its pools are used as they are")
+                else:
+                    is_real = RealPool.adopt(pool)
             made = _Made(pool, pools, connecting(wrapper.settings_dict), is_real)
             self._made[alias] = made
         return made

@@ -420,6 +420,7 @@ class RealPool(ConnectionPool[Any]):
         # once, as without a pool.
         # Not so once it has given up trying: then it is to begin again.
         if self.last_error is not None and not self.has_connected and self._nconns > 0:
+            self._stats["requests_errors"] += 1
             raise copy(self.last_error)
 
     @locked
@@ -540,4 +541,5 @@ def is_known(pool: Any) -> bool:
         all(callable(getattr(pool, name, None)) for name in NEEDED)
         and all(hasattr(pool, name) for name in NEEDED_IN_POOL)
         and all(type(getattr(pool, name)) is deque for name in ("_pool", "_waiting"))
+        and hasattr(parent, "MaintenanceTask")
     )
