@@ -37,6 +37,7 @@ from django_pg_real_pool import (
     pool_status,
     testing,
 )
+from django_pg_real_pool._lease.facts import MOVES, Debt, Phase, Transaction, Use
 from django_pg_real_pool._lease.rule import TABLE, Event, Hold
 from django_pg_real_pool._pool_settings import native_problems, queue_problems, refuse
 from django_pg_real_pool._settings import WARN_UNCLOSED_CURSORS, ReleaseOptions
@@ -54,6 +55,7 @@ PAGE_TIMEOUT = 60
 
 run_page = load("run_page")
 draw_request = load("draw_request")
+draw_rooms = load("draw_rooms")
 
 PAGES = sorted(
     page.relative_to(DOCS).as_posix()
@@ -239,6 +241,95 @@ def test_the_picture_shows_what_a_request_does(alias: str) -> None:
 
 def test_the_picture_is_drawn_from_those_steps() -> None:
     assert draw_request.SVG.read_text(encoding="utf-8") == draw_request.draw()
+
+
+# ##### How the class is made #####
+
+MADE = "explanation/how-the-class-is-made.md"
+#: What is installed, which need not be the checkout.
+PACKAGE = Path(django_pg_real_pool.__file__).parent
+
+
+def test_the_picture_of_the_rooms_is_drawn_from_the_imports() -> None:
+    drawn = draw_rooms.draw(PACKAGE)
+    assert draw_rooms.SVG.read_text(encoding="utf-8") == drawn
+
+
+def test_the_picture_has_each_room_and_its_arrows_point_down() -> None:
+    rooms, arrows = list(draw_rooms.ROOMS), draw_rooms.arrows(PACKAGE)
+    assert set(arrows) == set(rooms)
+    for room, imported in arrows.items():
+        assert imported <= set(rooms[rooms.index(room) + 1 :]), room
+    assert arrows["front doors"] >= {"_backend"}
+    assert arrows["_lease"] >= {"_session", "_drivers", "_process"}
+
+
+def test_the_table_of_rooms_is_that_of_the_picture() -> None:
+    rows = table_of(MADE, "room", "what it does", "does not know")
+    assert [room.strip("`") for room, *_ in rows] == list(draw_rooms.ROOMS)
+
+
+def test_the_facts_are_those_in_the_code() -> None:
+    words = {
+        fact: [row[0] for row in table_of(MADE, fact, *columns)]
+        for fact, columns in {
+            "use": ("meaning",),
+            "phase": ("meaning", "may become"),
+            "transaction": ("meaning",),
+            "debt": ("paid by",),
+        }.items()
+    }
+    assert words == {
+        "use": [each.value for each in Use],
+        "phase": [each.value for each in Phase],
+        "transaction": [each.value for each in Transaction],
+        "debt": [each.name.lower() for each in Debt],
+    }
+
+
+def test_the_moves_from_phase_to_phase_are_those_in_the_code() -> None:
+    rows = table_of(MADE, "phase", "meaning", "may become")
+    assert {phase: may_become.split(", ") for phase, _, may_become in rows} == {
+        before.value: [after.value for after in Phase if after in MOVES[before]]
+        for before in Phase
+    }
+
+
+def test_a_query_goes_the_way_of_the_page() -> None:
+    """The calls of one query, among others, are those of the table, in its order."""
+    rows = table_of(MADE, "file", "function", "what it does")
+    walk = [(file.strip("`"), function.strip("`")) for file, function, _ in rows]
+    files = {str(PACKAGE / file): file for file, _ in walk}
+    items = Item.objects.using("default")
+    items.count()  # a connection is idle now, and set up for this session
+    calls: list[tuple[str, str]] = []
+
+    def note(frame: types.FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename in files:
+            calls.append((files[frame.f_code.co_filename], frame.f_code.co_name))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        items.count()
+    finally:
+        sys.setprofile(before)
+    remaining = iter(calls)
+    assert [step for step in walk if step not in remaining] == []
+
+
+def test_the_page_lists_what_the_pool_overrides() -> None:
+    from psycopg_pool import ConnectionPool
+
+    from django_pg_real_pool._pools.real_pool import RealPool
+
+    overridden = {
+        name
+        for name, value in vars(RealPool).items()
+        if callable(value) and hasattr(ConnectionPool, name) and name[:2] != "__"
+    }
+    rows = table_of(MADE, "method", "why")
+    assert {method.strip("`") for method, _ in rows} == overridden
 
 
 # ##### Reference #####
