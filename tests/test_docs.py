@@ -318,6 +318,12 @@ def test_a_query_goes_the_way_of_the_page() -> None:
     assert [step for step in walk if step not in remaining] == []
 
 
+def test_what_a_contributor_looks_for_is_where_the_page_says() -> None:
+    for _, file, function in table_of("contributing.md", "where", "file", "function"):
+        source = (PACKAGE / file.strip("`")).read_text(encoding="utf-8")
+        assert re.search(rf"\bdef {function.strip('`')}\(", source), (file, function)
+
+
 def test_the_page_lists_what_the_pool_overrides() -> None:
     from psycopg_pool import ConnectionPool
 
