@@ -175,6 +175,49 @@ def test_held():
     assert "held for alias 'default' by explicit connect" in ran.stdout
 
 
+FOUND = """\
+connections[using].connection.adapters.register(x)
+raw = connection.connection
+self.connection.connection.info
+if conn.connection is None:
+connection.ensure_connection()
+from django.db.backends.signals import connection_created
+cursor.execute("SELECT pg_backend_pid()")
+"""
+NOT_FOUND = """\
+cursor.connection.info
+with schema_editor.connection.cursor() as cursor:
+self.connection.cursor()
+connections[using].cursor()
+connector.connection_info
+conn.connection()
+"""
+
+
+def test_the_search_for_connections_finds_what_the_page_says(tmp_path: Path) -> None:
+    blocks = run_page.blocks_of(DOCS / "how-to/adopt.md")
+    greps = [
+        line.removeprefix("$ ")
+        for block in blocks
+        for line in block.code.splitlines()
+        if line.startswith("$ grep ")
+    ]
+    assert len(greps) == 2
+    for package in ("a_package", "django", "a_package/tests"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "a_module.py").write_text(FOUND + NOT_FOUND, "utf-8")
+    found = [
+        line.partition(":")[::2]
+        for grep in greps
+        for line in subprocess.run(
+            ["sh", "-c", grep], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    ]
+    assert {file for file, _ in found} == {"./a_package/a_module.py"}
+    lines = [line.partition(":")[2] for _, line in found]
+    assert lines == FOUND.splitlines()
+
+
 # ##### When a connection is held #####
 
 HELD = "explanation/when-a-connection-is-held.md"
