@@ -11,19 +11,22 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from weakref import ref
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import Error, connections, transaction
+from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
 from django.db.utils import ConnectionHandler
 from docs_scripts import DOCS, load
 from helpers import backend_pid, installed, pool_of_one, run_in_thread, wait_until
 from items import Item
+from psycopg_pool import ConnectionPool
 from second_server import free_port
 from settings import DATABASES, STOCK_OF
 from small_pooler import pooler_of_transactions
@@ -40,6 +43,7 @@ from django_pg_real_pool import (
 from django_pg_real_pool._lease.facts import MOVES, Debt, Phase, Transaction, Use
 from django_pg_real_pool._lease.rule import TABLE, Event, Hold
 from django_pg_real_pool._pool_settings import native_problems, queue_problems, refuse
+from django_pg_real_pool._pools.real_pool import RealPool
 from django_pg_real_pool._settings import WARN_UNCLOSED_CURSORS, ReleaseOptions
 
 if sys.version_info >= (3, 11):
@@ -368,10 +372,6 @@ def test_what_a_contributor_looks_for_is_where_the_page_says() -> None:
 
 
 def test_the_page_lists_what_the_pool_overrides() -> None:
-    from psycopg_pool import ConnectionPool
-
-    from django_pg_real_pool._pools.real_pool import RealPool
-
     overridden = {
         name
         for name, value in vars(RealPool).items()
@@ -587,6 +587,24 @@ def _cursor_open_at_close() -> None:
         cursor.execute("SELECT 1")
 
 
+def _taken_away() -> None:
+    wrapper = connections["default"]
+    with transaction.atomic("default"):
+        backend_pid("default")
+        physical, wrapper.connection = wrapper.connection, None
+        try:
+            backend_pid("default")
+        finally:
+            physical.close()
+
+
+def _killed_in_atomic() -> None:
+    with transaction.atomic("default"), connections["default"].cursor() as cursor:
+        with suppress(OperationalError):
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        backend_pid("default")
+
+
 def _exhausted(alias: str) -> None:
     with pin_connection(alias):
         run_in_thread(lambda: backend_pid(alias))
@@ -647,6 +665,8 @@ RAISED: list[tuple[str, Callable[[], Any]]] = [
     ("a connection is held for alias", _held),
     ("assert_released() can't speak", _other_backend),
     ("the cursor is of no use any more", _cursor_open_at_close),
+    ("the connection of database alias 'default' is gone", _taken_away),
+    ("the connection is closed", _killed_in_atomic),
     ("LISTEN would change the session", _refused),
     ("couldn't get a connection", lambda: _exhausted("brief_native")),
     ("couldn't get a connection", lambda: _exhausted("brief_dj")),
@@ -694,6 +714,27 @@ def _killed_while_idle(observer: Any) -> None:
     backend_pid("default")
 
 
+def _pool_of_a_subclass(_: Any) -> None:
+    class Pool(ConnectionPool[Any]):
+        """Whatever it may do."""
+
+    assert not RealPool.adopt(Pool(open=False))
+
+
+class _Loses:
+    """A borrower that has lost what it was lent."""
+
+    def has_lost(self, connection: Any) -> bool:
+        return True
+
+
+def _interrupted(_: Any) -> None:
+    backend_pid("default")
+    borrower, pool = _Loses(), connections["default"].pool
+    pool.getconn(None, ref(borrower))
+    pool.reap()
+
+
 #: What makes the log say each of these.
 LOGGED: dict[str, Callable[[Any], None]] = {
     "a cursor on database alias": _dropped_cursor,
@@ -702,6 +743,8 @@ LOGGED: dict[str, Callable[[Any], None]] = {
     "a connection of database alias 'default' was held": _held_long,
     "a wrapper of database alias 'default' belongs": _thread_dies,
     "a connection of database alias 'default' was closed": _killed_while_idle,
+    "pool 'pool-1' is not made of what": _pool_of_a_subclass,
+    "a thread was interrupted while it got": _interrupted,
 }
 
 MESSAGES = re.findall(r"^### `(.*)`$", text_of("reference/errors.md"), re.MULTILINE)
@@ -713,7 +756,7 @@ def documented(beginning: str) -> re.Pattern[str]:
     An alias, a thread and a number in it are examples: others will do.
     """
     (message,) = [each for each in MESSAGES if each.startswith(beginning)]
-    pattern = re.sub(r"'default'|'worker\\-1'", r"'.+'", re.escape(message))
+    pattern = re.sub(r"'default'|'worker\\-1'|'pool\\-1'", r"'.+'", re.escape(message))
     return re.compile(re.sub(r"\d+(\\\.\d+)?", r"\\d+(\\.\\d+)?", pattern))
 
 
