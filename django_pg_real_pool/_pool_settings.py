@@ -1,4 +1,4 @@
-"""What an alias's settings say of its pool, and what they can't mean.
+"""What is wrong in an alias's settings of its pool.
 
 The system checks report each problem; whoever makes a pool refuses the first.  So both
 have the same words.  Nothing here needs a pool, a wrapper or a driver.

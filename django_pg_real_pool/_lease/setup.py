@@ -40,9 +40,9 @@ def reset_transaction_state(wrapper: Any) -> None:
 
 
 def set_up(lease: Any) -> None:
-    """Look at the connection; set it up if it has not heard what this session's are to hear.
+    """Check the connection; set it up if it has not heard what this session's must hear.
 
-    On return the lease has one that can be used, perhaps another.
+    On return the lease has one that can be used, perhaps another one.
     """
     is_done = False
     while not is_done:
@@ -90,7 +90,7 @@ def _set_up(lease: Any, announce: bool) -> bool:
 
     What is sent meanwhile is the connection's configuration.  What receivers send is noted,
     because it may be of this request: its user, its tenant.  Returns False, and the lease
-    has no connection then, where this one can't be made to be of this request alone.
+    has no connection then, if this one can't be rid of what another request has set.
     """
     wrapper, hooks, physical = lease.wrapper, lease.hooks, lease.physical
     before = hooks.driver.heard(physical)
@@ -118,7 +118,7 @@ def _set_up(lease: Any, announce: bool) -> bool:
         heard = lease.heard
     is_new = before is None
     if is_new or hooks.init_every_time or connection_created.receivers:
-        # Whatever they made of it is how it is to be after a cleaning.
+        # As they have left it, so it is to be from now on.
         hooks.driver.mark_set_up(physical, heard)
     else:
         hooks.driver.mark_heard(physical, heard)
@@ -127,7 +127,7 @@ def _set_up(lease: Any, announce: bool) -> bool:
 
 
 def clean(lease: Any, say: Heard) -> bool:
-    """Make the session as new, and say again what was sent to it; return whether it is."""
+    """Reset the session, and send its configuration again; return whether that worked."""
     hooks, physical = lease.hooks, lease.physical
     if not hooks.driver.reset(physical):
         return False
@@ -142,7 +142,7 @@ _SET = re.compile(r"\s*set\s+(?:session\s+)?([\w.\"]+)[^;]*;?\s*\Z", re.IGNORECA
 
 
 def _sets_all_of(now: Heard, before: Heard) -> bool:
-    """Return whether statements set all that others had set, if to another value."""
+    """Return whether statements set all that others had set, even if to other values."""
     return set(map(_what_is_set, before)) <= set(map(_what_is_set, now))
 
 
@@ -154,10 +154,10 @@ def _what_is_set(said: Statement) -> Any:
 
 
 def make_base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
-    """Call a base's own `_cursor()`, and see to it that nothing of another lease's is left.
+    """Call a base's own `_cursor()`, and undo what it has set for another lease, if need be.
 
-    What it sends, it sends for each cursor anew, or once for a lease, until its `close()`.
-    So it need not be undone, unless the next lease does not set the same.
+    It sends the same for each cursor anew, or once for a lease, until its `close()`.  So
+    nothing need be undone, unless the next lease does not set the same.
     """
     if not lease.has_connection():
         lease.take()
@@ -192,7 +192,7 @@ def noting(lease: Any) -> Iterator[list[Statement]]:
 
 
 def bring_up_to_date(lease: Any) -> None:
-    """Bring a connection that can be used to where the wrapper is."""
+    """Bring a connection to the wrapper's mode and savepoints."""
     apply_autocommit(lease)
     send_savepoints(lease)
     lease.holds.since = monotonic()
@@ -209,9 +209,9 @@ def outside_transaction(lease: Any) -> Iterator[None]:
     """Show the state of a wrapper that has just connected, as stock would.
 
     A connection may be taken inside a block, but what sets it up, receivers of
-    connection_created included, must not become a part of the transaction.  Nor is
-    it for those to see who count, log or forbid queries now: for all but the first
-    connection since close(), stock would have done it long ago.
+    connection_created included, must not become a part of the transaction.  Nor may
+    tools see it that count, log or forbid queries now: for all but the first connection
+    since close(), stock would have done it long ago.
     """
     wrapper, is_first = lease.wrapper, lease.heard is None
     if (
@@ -241,7 +241,7 @@ def outside_transaction(lease: Any) -> Iterator[None]:
 def send_savepoints(lease: Any) -> None:
     """Send the savepoints of the open blocks, as they would have been sent.
 
-    Whoever watches the wrapper, its cursors or their class sees them pass.
+    Tools that watch the wrapper, its cursors or their class see them.
     """
     if not lease.unsent_savepoints:
         return
@@ -251,7 +251,7 @@ def send_savepoints(lease: Any) -> None:
     try:
         for sid, wrappers in unsent:
             wrapper.execute_wrappers, wrapper.needs_rollback = wrappers, False
-            # With a cursor as any other: what a base does when it makes one (a SET,
+            # Through an ordinary cursor: what a base does when it makes one (a SET,
             # say) comes before the savepoint, as in stock, and survives it.
             with wrapper.cursor() as cursor:
                 cursor.debug_sql = _was_logged
@@ -264,5 +264,5 @@ def send_savepoints(lease: Any) -> None:
 
 
 def _was_logged(*args: Any, **kwargs: Any) -> Any:
-    """Stand for a debug cursor's logging of what was logged when it was asked for."""
+    """Replace a debug cursor's logging: this was logged when it was asked for."""
     return nullcontext()

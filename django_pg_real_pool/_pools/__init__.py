@@ -52,13 +52,13 @@ class Session(Protocol):
     me: Any
     #: Whether the connection was found broken when it was taken.
     is_rejected: bool
-    #: Whether the base's own way to connect was gone since `close()`.
+    #: Whether the base has connected in its own way since `close()`.
     has_introduced: bool
     #: Whether the driver sees without a round trip that a connection was closed.
     notices_closing: bool
 
     def is_going(self) -> None:
-        """Note that the pool may have the connection from here on, and it is not to be used."""
+        """Note that from here on the pool may have the connection: it must not be used."""
 
     def let_go(self) -> Any:
         """Forget the connection and return it: from here on, the pool has it."""
