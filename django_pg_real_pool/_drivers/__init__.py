@@ -149,7 +149,7 @@ class Driver:
         return False
 
     def is_touched(self, physical: Any) -> bool:
-        """Return whether somebody has changed the connection itself since it was set up."""
+        """Return whether the connection object itself was changed since it was set up."""
         return False
 
     def has_new_types(self, physical: Any) -> bool:

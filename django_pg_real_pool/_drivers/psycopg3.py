@@ -20,7 +20,7 @@ from .sockets import cut, peeker, waiter
 
 #: Where a psycopg connection carries what we know of it: faster than a lookup.
 KNOWN = "_django_pg_real_pool"
-#: Where it carries the list of what is sent, while somebody wants to know.
+#: Where it carries the list of what is sent, while that is noted.
 NOTED = "_django_pg_real_pool_noted"
 
 # libpq's PGTransactionStatusType and ConnStatusType: its ABI, so the numbers are fixed.

@@ -17,8 +17,8 @@ def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
 
     With `discard` the pool is to make another one instead.
 
-    Otherwise what the statement did or raised is not disturbed: what database or
-    pool raise is logged.  Anything else, a time limit say, is raised in the end.
+    Otherwise the statement's result or error is not disturbed: what database or
+    pool raise is logged.  Anything else, such as a time limit, is raised at the end.
     """
     if lease.phase is Phase.RETURNED:
         forget(lease)  # interrupted, the last time, right after that

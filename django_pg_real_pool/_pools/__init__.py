@@ -75,8 +75,8 @@ class Pool:
     stock_keeps_closed = True
 
     def __init__(self) -> None:
-        #: Connections that are out, by the identity of their session: so that none is
-        #: collected with its wrapper, because pools have finalisers of their own.
+        #: Connections that are out, by the identity of their session.  Kept here, none
+        #: is collected with its wrapper, where a pool's own finaliser would run.
         self._out: dict[int, Any] = {}
 
     def failures(self) -> tuple[type[Exception], ...]:

@@ -69,7 +69,7 @@ _WORD = re.compile(r"[a-z_]\w*", re.ASCII)
 
 _PLAIN, _BOTH = (False,), (False, True)
 
-#: The kinds of tokens that may be code for somebody.
+#: The kinds of tokens that some function may run as code.
 _STRINGS = ("string", "escaped", "dollar")
 
 
