@@ -203,8 +203,9 @@ class Psycopg(Driver):
         make = type(physical).cursor
 
         def cursor(*args: Any, **kwargs: Any) -> Any:
-            made = make(physical, *args, **kwargs)
-            made.__class__ = _noting(type(made))
+            made: Any = make(physical, *args, **kwargs)
+            kind: Any = type(made)
+            made.__class__ = _noting(kind)
             return made
 
         physical.__dict__.update({"cursor": cursor, NOTED: noted})

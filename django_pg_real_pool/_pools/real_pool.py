@@ -32,7 +32,7 @@ from typing import Any, Protocol
 from weakref import ref
 
 from psycopg.pq import TransactionStatus
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool import pool as parent
 
 from .._drivers.psycopg3 import know
@@ -78,8 +78,14 @@ LOST = _Out("lost")
 
 #: What is to be found in the parent, by name; else its pools stay as they are.
 NEEDED = (
-    *("_add_connection", "_add_to_pool", "_check_connection", "_connect"),
-    *("_getconn_unchecked", "_maybe_grow_pool", "_putconn", "_reset_connection"),
+    *("_add_connection", "_add_to_pool", "_check_connection", "_check_open_getconn"),
+    *(
+        "_connect",
+        "_getconn_unchecked",
+        "_maybe_grow_pool",
+        "_putconn",
+        "_reset_connection",
+    ),
     *("_return_connection", "getconn", "putconn", "run_task", "schedule_task"),
 )
 NEEDED_IN_POOL = (
@@ -158,6 +164,11 @@ class RealPool(ConnectionPool[Any]):
                 getattr(pool, "name", pool),
             )
             return False
+        cls._adopt(pool)
+        return True
+
+    @classmethod
+    def _adopt(cls, pool: Any) -> None:
         pool.__class__ = cls
         pool._lock = RLock()  # older versions make it when the pool is opened
         pool._holder = 0
@@ -165,7 +176,6 @@ class RealPool(ConnectionPool[Any]):
         pool.last_error, pool.has_connected = None, False
         pool._drains = hasattr(pool, "_drained_at")
         registry.add_pool(pool)
-        return True
 
     # ##### Out and in #####
 
@@ -261,7 +271,8 @@ class RealPool(ConnectionPool[Any]):
 
     @locked
     def _keep(self, conn: Any) -> bool:
-        members, waiting = self._members, self._waiting
+        members = self._members
+        waiting: Any = self._waiting
         if self._closed or members.get(conn, LOST) is LOST:
             return False  # or struck out: there is another in its place
         while waiting:
@@ -344,7 +355,7 @@ class RealPool(ConnectionPool[Any]):
             return conn, None
         if self.max_waiting and len(self._waiting) >= self.max_waiting:
             self._stats["requests_errors"] += 1
-            raise parent.TooManyRequests(
+            raise TooManyRequests(
                 f"the pool {self.name!r} has already {len(self._waiting)} requests waiting"
             )
         self._raise_if_unreachable()
@@ -528,5 +539,4 @@ def is_known(pool: Any) -> bool:
         all(callable(getattr(pool, name, None)) for name in NEEDED)
         and all(hasattr(pool, name) for name in NEEDED_IN_POOL)
         and all(type(getattr(pool, name)) is deque for name in ("_pool", "_waiting"))
-        and all(hasattr(parent, name) for name in ("MaintenanceTask", "TooManyRequests"))
     )
