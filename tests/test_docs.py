@@ -730,7 +730,8 @@ class _Loses:
 
 def _interrupted(_: Any) -> None:
     backend_pid("default")
-    borrower, pool = _Loses(), connections["default"].pool
+    wrapper: Any = connections["default"]
+    borrower, pool = _Loses(), wrapper.pool
     pool.getconn(None, ref(borrower))
     pool.reap()
 
