@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-_CursorWrapper: Any = CursorWrapper  # whose stubs do not have what is not public
+_CursorWrapper: Any = CursorWrapper  # its stubs lack what is not public
 
 
 class AutoConnectionReleaseCursor(_Base):
     """The mixin that makes a Django cursor end its hold when it is closed.
 
     Unlike the cursor class beneath it, which only closes the driver's cursor, it then
-    tells the wrapper, which gives the connection back if nothing else holds it.  A
+    tells the lease, which gives the connection back if nothing else holds it.  A
     cursor whose lease has ended already changes nothing.
     """
 
@@ -49,7 +49,7 @@ class AutoConnectionReleaseCursor(_Base):
 
         What is looked at is the text that the server gets, whatever execute wrappers
         made of it.  Django closes its cursor when this raises an Exception.  After
-        anything else, a KeyboardInterrupt or a time limit, it would be dropped, and hold
+        anything else, such as a KeyboardInterrupt, it would be dropped unclosed, and hold
         its lease.
         """
         db, raw = self.db, self.cursor
@@ -142,9 +142,9 @@ class _ClosesThroughBase(AutoConnectionReleaseCursor):
             self.db._lease.cursor_closed(raw)
 
 
-# Django finds these in the driver's cursor by `__getattr__`, and wraps them for their
-# errors, at each call; a query makes two.  One function for all three, that is told the
-# name, would take half of what this spares.
+# Django finds these in the driver's cursor by `__getattr__`, and wraps them to translate
+# errors, at each call; a query makes two.  One function for all three, given the name,
+# would cost half of what this saves.
 
 
 def _fetchone(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -177,7 +177,7 @@ def _fetchall(self: Any, *args: Any, **kwargs: Any) -> Any:
             raise
 
 
-#: Where somebody may have put such a method.
+#: Where a tool may have put such a method.
 _of_django = vars(CursorWrapper)
 
 _FETCHES = {"fetchone": _fetchone, "fetchmany": _fetchmany, "fetchall": _fetchall}

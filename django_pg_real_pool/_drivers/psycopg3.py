@@ -20,7 +20,7 @@ from .sockets import cut, peeker, waiter
 
 #: Where a psycopg connection carries what we know of it: faster than a lookup.
 KNOWN = "_django_pg_real_pool"
-#: Where it carries the list of what is sent, while somebody wants to know.
+#: Where it carries the list of what is sent, while that is noted.
 NOTED = "_django_pg_real_pool_noted"
 
 # libpq's PGTransactionStatusType and ConnStatusType: its ABI, so the numbers are fixed.
@@ -63,7 +63,7 @@ class Known:
 
 
 def know(physical: Any) -> Known:
-    """Return what is known of a connection; from here on, its age is."""
+    """Return what is known of a connection; it counts as idle from the first call on."""
     known = physical.__dict__.get(KNOWN)
     if known is None:
         known = physical.__dict__[KNOWN] = Known(physical)
@@ -72,7 +72,7 @@ def know(physical: Any) -> Known:
 
 
 def cut_inherited() -> None:
-    """In a forked child: let no connection of the parent be reached, by whatever means.
+    """In a forked child: put the parent's connections out of reach.
 
     So a polite close, or a cursor that somebody still has, can't harm the parent.
     """
@@ -126,7 +126,7 @@ class Psycopg(Driver):
         known.used_at = monotonic()
         if physical.pgconn.transaction_status == ACTIVE:
             return None
-        # What is_touched() asks, in as few steps as there are: this is after each query.
+        # As is_touched(), in as few steps as possible: this runs after each query.
         try:
             is_untouched = known.attributes == _ATTRIBUTES(physical.__dict__)
         except KeyError:  # psycopg keeps them elsewhere
@@ -153,7 +153,7 @@ class Psycopg(Driver):
         if pgconn.status != OK:
             return False
         # A connection that is not known is not always new: the pool may have opened it
-        # long ago.  Its socket tells, its age is taken for nothing.
+        # long ago.  Its socket tells; how long it was idle, nobody knows.
         known = physical.__dict__.get(KNOWN) or know(physical)
         if known.peek() and not _is_open(pgconn, known):
             return False
@@ -202,7 +202,7 @@ class Psycopg(Driver):
         )
 
     def listen(self, physical: Any, noted: list[Statement]) -> Callable[[], None]:
-        # Django's cursors and `physical.execute()` alike are made by its `cursor()`.
+        # Both Django's cursors and `physical.execute()` come from its `cursor()`.
         make = type(physical).cursor
 
         def cursor(*args: Any, **kwargs: Any) -> Any:
@@ -250,12 +250,12 @@ class Psycopg(Driver):
         physical.rollback()  # sends nothing where there is no transaction
         physical.autocommit = True  # DISCARD ALL refuses to be part of one
         if physical.prepare_threshold is not None:
-            # What psycopg prepared will be gone, which not every version sees.  Before,
-            # because it has the server forget as well, once the next statement is done.
+            # What psycopg has prepared will be gone, which not every version notices.  This
+            # comes first, because after the next statement it deallocates on the server, too.
             physical._prepared.clear()
         physical.execute("DISCARD ALL")
         while physical.pgconn.notifies() is not None:
-            pass  # nobody listens any more, and who did is gone
+            pass  # nobody listens any more
         known.sent_by_base = ()
         backlog = getattr(physical, "_notifies_backlog", None)
         if backlog:
@@ -322,7 +322,7 @@ def _client_side(physical: Any) -> tuple[Any, ...] | None:
 def _adapters(physical: Any) -> Any:
     """Return the types that a connection knows.
 
-    The maps are copied before they are written to: compare what is in them.
+    psycopg copies the maps before it writes to them: compare what is in them.
     """
     adapters = physical.adapters
     return (
@@ -332,7 +332,7 @@ def _adapters(physical: Any) -> Any:
     )
 
 
-#: What anybody may set who gets hold of a connection; looked at after each use.
+#: What anybody may set on a connection; compared after each use.
 _NAMES = (
     *("row_factory", "cursor_factory", "server_cursor_factory"),
     *("isolation_level", "read_only", "deferrable"),
@@ -387,7 +387,7 @@ def _is_open(pgconn: Any, known: Known) -> bool:
             pgconn.is_busy()  # takes notices and parameter changes out of the buffer
     except Error:
         return False
-    return False  # a server that keeps on sending to an idle client is none of ours
+    return False  # a server that keeps on sending to an idle client can't be trusted
 
 
 def _answers(pgconn: Any, known: Known) -> bool:

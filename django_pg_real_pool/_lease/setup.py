@@ -40,9 +40,9 @@ def reset_transaction_state(wrapper: Any) -> None:
 
 
 def set_up(lease: Any) -> None:
-    """Look at the connection; set it up if it has not heard what this session's are to hear.
+    """Check the connection; set it up if it has not heard what this session's must hear.
 
-    On return the lease has one that can be used, perhaps another.
+    On return the lease has one that can be used, perhaps another one.
     """
     is_done = False
     while not is_done:
@@ -96,7 +96,7 @@ def _set_up(lease: Any, announce: bool) -> bool:
 
     What is sent meanwhile is the connection's configuration.  What receivers send is noted,
     because it may be of this request: its user, its tenant.  Returns False, and the lease
-    has no connection then, where this one can't be made to be of this request alone.
+    has no connection then, if this one can't be rid of what another request has set.
     """
     wrapper, hooks, physical = lease.wrapper, lease.hooks, lease.physical
     before = hooks.driver.heard(physical)
@@ -127,7 +127,7 @@ def _set_up(lease: Any, announce: bool) -> bool:
         heard = lease.heard
     is_new = before is None
     if is_new or hooks.init_every_time or connection_created.receivers:
-        # Whatever they made of it is how it is to be after a cleaning.
+        # As they have left it, so it is to be from now on.
         hooks.driver.mark_set_up(physical, heard)
     else:
         hooks.driver.mark_heard(physical, heard)
@@ -136,7 +136,7 @@ def _set_up(lease: Any, announce: bool) -> bool:
 
 
 def clean(lease: Any) -> bool:
-    """Make the session as new, which is to be set up then; return whether it is."""
+    """Reset the session, which is to be set up again then; return whether that worked."""
     hooks, physical = lease.hooks, lease.physical
     try:
         is_clean = bool(hooks.driver.reset(physical))
@@ -155,7 +155,7 @@ _SET_CONFIG = re.compile(r"set_config\s*\(\s*'([^'\\]+)'\s*,", re.IGNORECASE)
 
 
 def _sets_all_of(now: Heard, before: Heard) -> bool:
-    """Return whether statements set all that others had set, if to another value."""
+    """Return whether statements set all that others had set, even if to other values."""
     return _what_is_set(before) <= _what_is_set(now)
 
 
@@ -177,10 +177,10 @@ def _what_is_set(heard: Heard) -> set[str]:
 
 
 def make_base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
-    """Call a base's own `_cursor()`, and see to it that nothing of another lease's is left.
+    """Call a base's own `_cursor()`, and undo what it has set for another lease, if need be.
 
-    What it sends, it sends for each cursor anew, or once for a lease, until its `close()`.
-    So it need not be undone, unless the next lease does not set the same.
+    It sends the same for each cursor anew, or once for a lease, until its `close()`.  So
+    nothing need be undone, unless the next lease does not set the same.
     """
     if not lease.has_connection():
         lease.take()
@@ -234,7 +234,7 @@ def _nothing() -> None:
 
 
 def bring_up_to_date(lease: Any) -> None:
-    """Bring a connection that can be used to where the wrapper is."""
+    """Bring a connection to the wrapper's mode and savepoints."""
     apply_autocommit(lease)
     send_savepoints(lease)
     lease.holds.since = monotonic()
@@ -251,9 +251,9 @@ def outside_transaction(lease: Any) -> Iterator[None]:
     """Show the state of a wrapper that has just connected, as stock would.
 
     A connection may be taken inside a block, but what sets it up, receivers of
-    connection_created included, must not become a part of the transaction.  Nor is
-    it for those to see who count, log or forbid queries now: for all but the first
-    connection since close(), stock would have done it long ago.
+    connection_created included, must not become a part of the transaction.  Nor may
+    tools see it that count, log or forbid queries now: for all but the first connection
+    since close(), stock would have done it long ago.
     """
     wrapper, is_first = lease.wrapper, lease.heard is None
     if (
@@ -283,7 +283,7 @@ def outside_transaction(lease: Any) -> Iterator[None]:
 def send_savepoints(lease: Any) -> None:
     """Send the savepoints of the open blocks, as they would have been sent.
 
-    Whoever watches the wrapper, its cursors or their class sees them pass.
+    Tools that watch the wrapper, its cursors or their class see them.
     """
     if not lease.unsent_savepoints:
         return
@@ -293,7 +293,7 @@ def send_savepoints(lease: Any) -> None:
     try:
         for sid, wrappers in unsent:
             wrapper.execute_wrappers, wrapper.needs_rollback = wrappers, False
-            # With a cursor as any other: what a base does when it makes one (a SET,
+            # Through an ordinary cursor: what a base does when it makes one (a SET,
             # say) comes before the savepoint, as in stock, and survives it.
             with wrapper.cursor() as cursor:
                 cursor.debug_sql = _was_logged
@@ -306,5 +306,5 @@ def send_savepoints(lease: Any) -> None:
 
 
 def _was_logged(*args: Any, **kwargs: Any) -> Any:
-    """Stand for a debug cursor's logging of what was logged when it was asked for."""
+    """Replace a debug cursor's logging: this was logged when it was asked for."""
     return nullcontext()

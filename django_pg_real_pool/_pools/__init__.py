@@ -56,13 +56,13 @@ class Session(Protocol):
     me: Any
     #: Whether the connection was found broken when it was taken.
     is_rejected: bool
-    #: Whether the base's own way to connect was gone since `close()`.
+    #: Whether the base has connected in its own way since `close()`.
     has_introduced: bool
     #: Whether the driver sees without a round trip that a connection was closed.
     notices_closing: bool
 
     def is_going(self) -> None:
-        """Note that the pool may have the connection from here on, and it is not to be used."""
+        """Note that from here on the pool may have the connection: it must not be used."""
 
     def let_go(self) -> Any:
         """Forget the connection and return it: from here on, the pool has it."""
@@ -79,8 +79,8 @@ class Pool:
     stock_keeps_closed = True
 
     def __init__(self) -> None:
-        #: Connections that are out, by the identity of their session: so that none is
-        #: collected with its wrapper, because pools have finalisers of their own.
+        #: Connections that are out, by the identity of their session.  Kept here, none
+        #: is collected with its wrapper, where a pool's own finaliser would run.
         self._out: dict[int, Any] = {}
 
     def failures(self) -> tuple[type[Exception], ...]:

@@ -114,7 +114,7 @@ class NativePool(Pool):
             self.forget(session)
         is_rejected = session.is_rejected
         connection = session.let_go()
-        # psycopg_pool notes on the connection whose it is; Django relies on it too.
+        # psycopg_pool notes on a connection which pool it is from; Django relies on it too.
         pool = connection._pool
         if is_rejected and hasattr(pool, "reject"):
             pool.reject(connection)
@@ -136,7 +136,7 @@ class NativePool(Pool):
             return Census()
         stats = known.pool.get_stats()
         size, idle = stats["pool_size"], stats["pool_available"]
-        # psycopg_pool's size has those that it is still making, too.
+        # psycopg_pool's size includes those that it is still making.
         in_use = known.pool.count_lent() if known.is_real else size - idle
         return Census(
             stats["pool_max"], size, idle, in_use, stats.get("requests_waiting", 0)
@@ -218,7 +218,7 @@ class NativePool(Pool):
                 pool.close()
 
     def _close(self, alias: str, made: _Made) -> None:
-        """Close a pool, having seen to it that Django makes another."""
+        """Close a pool, after making Django forget it."""
         self._made.pop(alias, None)
         if made.pools.get(alias) is made.pool:
             del made.pools[alias]
