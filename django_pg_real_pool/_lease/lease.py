@@ -71,8 +71,8 @@ class Lease:
         self._holder = 0
         #: What a pool notes as the borrower.
         self.me = ref(self)
-        #: The thread that the wrapper belongs to.  Not the one that used it first: while
-        #: wrappers are shared, that may be another, and end long before its owner.
+        #: The thread that the wrapper belongs to.  Not the one that used it first: a shared
+        #: wrapper may be used by another, which may end long before its owner.
         self.owner = threading.current_thread()
         #: What the wrapper has been used for since close().
         self.use = Use.NONE
@@ -84,14 +84,14 @@ class Lease:
         self.transaction = NONE
         #: Whether the last commit() or rollback() has failed, and left its transaction open.
         self.is_end_missing = False
-        #: Whether the connection was found broken when it was taken; nobody has used it.
+        #: Whether the connection was found broken at its checkout, before any use.
         self.is_rejected = False
         #: What the session owes before anybody else may have the connection.
         self.debt = Debt.NOTHING
-        #: Whether the base's `close()` has yet to hear that a lease of its is over: in a
-        #: copy of a wrapper that had one, and in a forked child.
+        #: Whether the base's `close()` has still to run for a lease that is over: in a copy
+        #: of a wrapper that had one, and in a forked child.
         self.is_base_unaware = False
-        #: What this session's connections are to have heard, before they are used: the
+        #: What this session's connections must have heard before they are used: the
         #: statements of its last announcement.  None: connection_created is to be sent.
         self.heard: Heard | None = None
         #: Where statements are noted now that belong to the connection and not to the user:
@@ -105,8 +105,8 @@ class Lease:
         self.sent_by_base: Heard | None = None
         #: The pool that serves this session; the pool's adapter writes it.
         self.source: Any = None
-        #: What Django finds in the place of its pool, while it is introduced to a connection
-        #: that is out; the adapter writes it.
+        #: What Django finds in place of its pool, while it is introduced to a connection
+        #: that is checked out; the adapter writes it.
         self.pool_stand_in: Any = None
         self.options = ReleaseOptions()
         #: Whether to note where cursors are opened.
@@ -120,8 +120,8 @@ class Lease:
         self.closed_elsewhere: list[tuple[Hashable, Finder | None]] = []
         #: The names of the open cursors that have a portal on the server.
         self.portals: dict[Hashable, str] = {}
-        #: Above 0 while a method of the base is at work that may run statements, such as its
-        #: own `_cursor()`: their ends release nothing.
+        #: Above 0 while a method of the base runs that may send statements, such as its own
+        #: `_cursor()`: nothing is released when these end.
         self.in_base = 0
         #: The pins that are not the user's.
         self.own_pins: set[Hashable] = set()
@@ -164,7 +164,7 @@ class Lease:
         return self.wrapper._pool_of_base()
 
     def is_going(self) -> None:
-        """Note that the pool may have the connection from here on, and it is not to be used.
+        """Note that from here on the pool may have the connection: it must not be used.
 
         A `_close()` of the base's own may use it still, before it gives it back.
         """
@@ -196,7 +196,7 @@ class Lease:
             and TRANSACTION not in self.holds.now
             and self.hooks.driver.transaction(physical, self.wrapper.autocommit)
         ):
-            described.append(TRANSACTION.value)  # noted when its cursor is closed
+            described.append(TRANSACTION.value)  # not noted before its cursor is closed
         return described
 
     # ##### A session: from the first use to close() #####
@@ -237,13 +237,13 @@ class Lease:
         wrapper.closed_in_transaction = False
         wrapper.errors_occurred = False
         wrapper.health_check_done = True
-        self.use = POOLED  # last, so that an interruption leaves nothing half done
+        self.use = POOLED  # last: an interruption leaves nothing half done
         if not wrapper.autocommit:
             self.log_unsent("BEGIN")
         return True
 
     def end_session(self) -> None:
-        """Forget what outlives a lease; what comes next begins anew."""
+        """Forget what outlives a lease; the next use begins anew."""
         self.holds.happened(Event.CLOSED)
         self.unsent_savepoints.clear()
         self.heard = self.source = None
@@ -251,7 +251,7 @@ class Lease:
         self.use = Use.NONE
 
     def log_unsent(self, sql: str) -> None:
-        """Log what stock logs, though there is nothing to be sent, or not yet."""
+        """Log what stock logs, though nothing is sent, or not yet."""
         if self.wrapper._logs_queries():
             with debug_transaction(self.wrapper, sql):
                 pass
@@ -292,7 +292,7 @@ class Lease:
     def _take_through_django(self) -> None:
         """Take by way of ensure_connection(), because somebody replaced something.
 
-        Test runners do that to forbid the database; Django's own method refuses a block
+        Test runners do that to forbid the database.  Django's own method refuses a block
         whose connection was closed.  It arrives at `connect()`, and so at `open()`.
         """
         try:
@@ -323,7 +323,7 @@ class Lease:
                     setup.set_up(self)
                     setup.bring_up_to_date(self)
                 else:
-                    # The way of nearly all queries: the connection can be used as it is.
+                    # Nearly always: the connection can be used as it is.
                     now = self.holds.since = monotonic()
                     mode = hooks.driver.mode_if_ready(
                         self.physical, self.heard, self.options.check_after_idle, now
@@ -341,7 +341,7 @@ class Lease:
             raise
 
     def _forget_interrupted(self) -> None:
-        """Go on from where an interruption left the lease before this one."""
+        """Clean up where an interruption has left the lease before this one."""
         if self.phase is Phase.RETURNED:
             giving_back.forget(self)
         elif self.wrapper.connection is not None:
@@ -366,7 +366,7 @@ class Lease:
         try:
             find = ref(raw)
         except TypeError:
-            find = partial(_same, raw)  # can't be seen to be lost: held until close()
+            find = partial(_same, raw)  # can't be found dropped: held until close()
         self.holds.happened(CURSOR_OPENED, id(raw), find)
         if self.records_origins:
             self.holds.origins[id(raw)] = find_origin()
@@ -451,7 +451,7 @@ class Lease:
     def before_statement(self, raw: Any) -> None:
         """Note that a statement begins a transaction, or that one has begun already.
 
-        Before it is sent: if the connection dies of it, so does the transaction.
+        This comes before it is sent: if the connection dies of it, so does the transaction.
         """
         if self.use is not POOLED or self.physical is None:
             return
@@ -480,7 +480,7 @@ class Lease:
         if policy is SessionPolicy.IGNORE:
             return
         if self.noting is not None and self.wrapping <= 1:
-            return  # it sets the connection up; an execute wrapper that sends more does not
+            return  # it sets the connection up; what an execute wrapper sends does not
         if self.use is not POOLED or self.phase in GOING:
             return  # a base's own close() may leave the connection as it likes
         is_pinned = self.is_pinned
@@ -520,8 +520,8 @@ class Lease:
     def pin(self, token: Hashable, is_own: bool = False) -> None:
         """Hold the lease until `unpin(token)`; take a connection if need be.
 
-        A pin of the user's own ends with a clean session: through the driver itself
-        nothing can be seen.  One that `is_own`, of this library, changes nothing of that.
+        A user's pin ends with a clean session, because nobody sees what is done through
+        the driver.  One that `is_own`, of this library, owes nothing.
         """
         self.wrapper.validate_thread_sharing()
         if not self.begin():
@@ -579,7 +579,7 @@ class Lease:
 
     @locked
     def look_at_transaction(self) -> None:
-        """Note a transaction of which no cursor has told yet."""
+        """Note a transaction that no cursor has noted yet."""
         self._look_at_transaction()
 
     def _look_at_transaction(self) -> None:
@@ -589,7 +589,7 @@ class Lease:
                 self._transaction_began()
         elif in_transaction is False and self.transaction is BEGUN:
             self._transaction_ended()
-        # None: the connection is broken, which is not the end of what began on it.
+        # None: the connection is broken, which does not end what began on it.
 
     def _is_in_transaction(self) -> bool | None:
         """Ask the driver; None: the connection is broken, or went away behind our back."""
@@ -605,8 +605,8 @@ class Lease:
     def end_transaction(self, was_told: bool) -> None:
         """Note that commit() or rollback() has been called, and settle.
 
-        `was_told`: it has returned, which not every driver could see by itself.  Where it
-        has raised and the connection is broken, nothing of the transaction is left either.
+        `was_told`: it has returned, which not every driver can see by itself.  If it has
+        raised and the connection is broken, the transaction has ended, too.
         """
         if self.wrapper.connection is not None:
             in_transaction = self._is_in_transaction()
@@ -669,8 +669,8 @@ class Lease:
     def _reclaim_cursors(self, politely: bool = True) -> list[str]:
         """End the holds of cursors that were dropped, or closed where it was unsafe.
 
-        Return a message for each that was dropped, for `_warn_of`: last of all, because
-        a warning may be an error.
+        Return a message for each that was dropped, for `_warn_of()`.  That comes last,
+        because a warning may be an error.
         """
         holds, lost = self.holds, []
         while self.closed_elsewhere:
@@ -708,8 +708,8 @@ class Lease:
     def drop(self, as_stock: bool = False) -> None:
         """End the lease, whoever holds it; `as_stock` with all that stock's close() does.
 
-        A cursor that is open still is cut off first: its connection may be another
-        thread's in a moment.
+        A cursor that is still open is cut off first: its connection may soon be another
+        thread's.
         """
         for find in list(self.holds.now.get(CURSOR, {}).values()):
             raw = find() if find is not None else None
@@ -742,7 +742,7 @@ class Lease:
     # ##### From outside: the reaper, and a forked child #####
 
     def reap(self) -> None:
-        """Give back what nobody will give back any more."""
+        """Give back a connection that nobody else will."""
         if not self.is_held:
             return
         if self.owner.is_alive() or self.wrapper.allow_thread_sharing:
@@ -758,7 +758,7 @@ class Lease:
         )
 
     def _settle_if_stuck(self) -> None:
-        # Nobody is at work on it, for the lock is here.
+        # Nobody is at work on it: this thread has the lock.
         if not self._is_stuck():
             return
         if self.phase is not HELD:
@@ -784,7 +784,7 @@ class Lease:
 
     def give_up(self, why: str) -> None:
         """Replace a connection that nobody will give back, and begin anew."""
-        # Where the lock is taken, a thread that shares the wrapper is at work.
+        # If another thread has the lock, it shares the wrapper, and is at work.
         try_locked(self, self._give_up, why)
 
     def _give_up(self, why: str) -> None:
@@ -796,8 +796,8 @@ class Lease:
             why,
             ", ".join(self.describe_holds()) or "no hold",
         )
-        # Nobody knows what it was in the middle of, or whether the server answers: it is
-        # replaced, because a polite end could take this thread's time, for ever.
+        # Nobody knows what it was doing, or whether the server answers.  So it is replaced:
+        # a polite end could block this thread for ever.
         try:
             self._break()
             self.drop()
@@ -821,7 +821,7 @@ class Lease:
         self.portals.clear()
         self.closed_elsewhere.clear()
         self.noting = self.pool_stand_in = None
-        # A transaction of the parent is none of the child's, whatever block it is in.
+        # The parent's transaction is not the child's, whatever block it is in.
         self.transaction = NONE
         setup.reset_transaction_state(self.wrapper)
         self.end_session()
@@ -836,6 +836,6 @@ def _same(thing: Any) -> Any:
 def _exhausted(of_pool: Any) -> Any:
     """Return Django's class of error that is the pool's as well.
 
-    connect() raises what the pool raises, everything else Django's OperationalError.
+    connect() raises the pool's class as stock does; everything else, Django's.
     """
     return type(of_pool.__name__, (OperationalError, of_pool), {})

@@ -201,7 +201,9 @@ class NativePool(Pool):
                 try:
                     from .real_pool import RealPool
                 except (ImportError, AttributeError):  # psycopg_pool is made otherwise
-                    logger.info("psycopg_pool has changed, so its pools are used as they are")
+                    logger.info(
+                        "psycopg_pool has changed, so its pools are used as they are"
+                    )
                 else:
                     is_real = RealPool.adopt(pool)
             made = _Made(pool, pools, connecting(wrapper.settings_dict), is_real)
