@@ -124,7 +124,9 @@ class Psycopg(Driver):
     def mark_used(self, physical: Any) -> bool | None:
         known = physical.__dict__.get(KNOWN) or know(physical)
         known.used_at = monotonic()
-        if physical.pgconn.transaction_status == ACTIVE:
+        # From Python 3.14 on, an interruption can leave psycopg's own lock held: whoever
+        # used the connection next would wait for ever.
+        if physical.pgconn.transaction_status == ACTIVE or physical.lock.locked():
             return None
         # As is_touched(), in as few steps as possible: this runs after each query.
         try:

@@ -331,7 +331,9 @@ class RealPool(ConnectionPool[Any]):
                 try:
                     self._configure(conn)
                 except Exception:
-                    _of_parent.exception("error configuring connection")
+                    logger.warning(
+                        "could not configure a connection of %r", self.name, exc_info=True
+                    )
                     conn.close()
 
     # ##### Waiting #####
