@@ -49,7 +49,7 @@ import django
 import fix_hypothesis
 import psycopg
 import pytest
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.db.backends.signals import connection_created
 from faults import extra_alias
 from helpers import census, wait_until
@@ -916,9 +916,10 @@ class Machine(RuleBasedStateMachine):
         pool = pool_of(self.seats[number].ours)
         if pool is None or self.raw or not count_idle(pool):
             return
+        before = self.processes(self.seats[number].ours)
         connection = take_raw(pool)
         self.raw.append((pool, connection))
-        assert not (found := faults_of(connection)), found
+        self.is_clean(connection, before)
 
     @rule()
     def give_past_django(self) -> None:
@@ -937,11 +938,13 @@ class Machine(RuleBasedStateMachine):
         other.wrapper = stock_class(side.wrapper.settings_dict, side.alias)
         before = connections[side.alias]
         connections[side.alias] = other.wrapper
+        found = None
         try:
-            with ExitStack() as stack:
+            # It may get one that was killed, as stock does.
+            with suppress(OperationalError), ExitStack() as stack:
                 if in_block:
                     stack.enter_context(transaction.atomic(using=side.alias))
-                found = ask_when_alive(other)
+                found = ask(other, LOOK)[1][0]
         finally:
             other.wrapper.close()
             connections[side.alias] = before
@@ -984,9 +987,19 @@ class Machine(RuleBasedStateMachine):
             pool = pool_of(seat.ours)
             if pool is None:
                 continue
+            before = self.processes(seat.ours)
             with all_idle(pool) as idle:
                 for connection in idle:
-                    assert not (found := faults_of(connection)), found
+                    self.is_clean(connection, before)
+
+    def is_clean(self, connection: Any, before: set[int]) -> None:
+        """Prove that a connection is as it is to be, unless it was made for who took it."""
+        physical = physical_of(connection)
+        if physical.closed:
+            return
+        if physical.info.backend_pid not in before:
+            physical.autocommit = True  # SQLAlchemy's makes them without
+        assert not (found := faults_of(physical)), found
 
     # ##### What must be so after each step #####
 
@@ -1052,16 +1065,6 @@ class Machine(RuleBasedStateMachine):
                 lambda side=seat.ours: not pool_of(side) or not census(side.alias).in_use,  # type: ignore[misc]
                 f"nothing of {seat.ours.alias} is in use after the requests",
             )
-
-
-def ask_when_alive(side: Side) -> Any:
-    """Look, but give up where the connection is dead, which is stock's own way."""
-    try:
-        return ask(side, LOOK)[1][0]
-    except Exception as error:  # noqa: BLE001 - of the pool, or of the driver
-        if side.wrapper.connection is None or is_gone(side.wrapper.connection):
-            return None
-        raise error
 
 
 class _Complaints(logging.Handler):
