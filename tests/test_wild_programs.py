@@ -51,7 +51,7 @@ import psycopg
 import pytest
 from django.db import OperationalError, connections, transaction
 from django.db.backends.signals import connection_created
-from faults import extra_alias
+from faults import end_pool, extra_alias
 from helpers import census, wait_until
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -310,9 +310,9 @@ class Machine(RuleBasedStateMachine):
                 with suppress(Exception):
                     side.wrapper.close()
         self.complaints.clear()
-        for seat in self.seats:
-            if pool_of(seat.ours) is None:
-                seat.ours.wrapper.close_pool()  # so that nobody counts a closed one's
+        if self.closed_a_pool:
+            for seat in self.seats:
+                end_pool(seat.ours.alias)  # so that nobody counts a closed one's
         try:
             if self.sound:
                 self.stack.close()
@@ -327,34 +327,31 @@ class Machine(RuleBasedStateMachine):
     def both(self, seat: Seat, action: Callable[[Side], Any]) -> Result:
         """Do `action` on both sides; return what it did, if it did the same."""
         self.sound = False
-        was_dead, was_at = seat.dead, self.moment(seat)
+        was_dead, before = seat.dead, seat.stock.wrapper.connection
         was_in_transaction = seat.in_transaction()
         stock = attempt(action, seat, seat.stock)
         ours = attempt(action, seat, seat.ours)
         died = seat.stock.wrapper.connection is not None and is_gone(
             seat.stock.wrapper.connection
         )
-        is_dead = bool(was_dead or died or was_at and self.has_ended(seat, was_at))
+        is_dead = bool(was_dead or died or self.has_ended(seat, before))
         assert ours.comparable(is_dead) == stock.comparable(is_dead), (
             f"ours: {ours}; stock: {stock}"
         )
-        self.look_after(seat, was_at, was_in_transaction)
+        self.look_after(seat, before, was_in_transaction)
         self.sound = True
         return stock
 
-    def moment(self, seat: Seat) -> bool:
-        """Return whether stock has a session now."""
-        return seat.stock.wrapper.connection is not None
-
-    def has_ended(self, seat: Seat, was_connected: bool) -> bool:
-        return was_connected and seat.stock.wrapper.connection is None
+    def has_ended(self, seat: Seat, before: Any) -> bool:
+        """Return whether stock's session of before is over; it may have another already."""
+        return before is not None and seat.stock.wrapper.connection is not before
 
     def look_after(
-        self, seat: Seat, was_connected: bool, was_in_transaction: bool = False
+        self, seat: Seat, before: Any, was_in_transaction: bool = False
     ) -> None:
         """Note what a step made of a seat, and bring stock to where ours is."""
         stock, ours = seat.stock.wrapper, seat.ours.wrapper
-        if self.has_ended(seat, was_connected):
+        if self.has_ended(seat, before):
             if seat.pending:  # a block that could not be ended, which closed
                 self.doomed |= seat.pending
             seat.session_ended()
@@ -385,7 +382,7 @@ class Machine(RuleBasedStateMachine):
         if seat.dead == "transaction" and not seat.blocks:
             seat.dead = "outside"
             seat.pending.clear()
-            self.look_after(seat, self.moment(seat))
+            self.look_after(seat, seat.stock.wrapper.connection)
 
     def connect_stock_again(self, seat: Seat) -> None:
         """See `ends_with_its_hold`."""
@@ -1044,7 +1041,7 @@ class Machine(RuleBasedStateMachine):
         if not any(reasons):
             assert ours.connection is None, f"held for nothing: {ours._lease}"
         if seat.cursors and not seat.dead:
-            assert ours.connection is not None, "a cursor is open on a connection given away"
+            assert ours.connection is not None, f"a cursor is open on a connection given away: {seat}"
 
     def the_pools_have_their_size(self) -> None:
         """R10: by the server's word."""
@@ -1062,7 +1059,7 @@ class Machine(RuleBasedStateMachine):
     def nothing_is_in_use(self) -> None:
         for seat in (self.seats[0], self.seats[2]):
             wait_until(
-                lambda side=seat.ours: not pool_of(side) or not census(side.alias).in_use,  # type: ignore[misc]
+                lambda side=seat.ours: not pool_of(side) or census(side.alias).in_use < 1,  # type: ignore[misc]
                 f"nothing of {seat.ours.alias} is in use after the requests",
             )
 
