@@ -59,7 +59,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -68,7 +67,6 @@ from settings import STOCK_OF
 from wild import (
     AGE,
     CASTS,
-    IDLE,
     LOOK,
     RECEIVERS,
     REWRITTEN,
@@ -92,7 +90,6 @@ from wild import (
     pid_of,
     pool_of,
     rows,
-    run,
     same_for_both,
     speaker,
     speaking,
@@ -346,9 +343,7 @@ class Machine(RuleBasedStateMachine):
         """Return whether stock's session of before is over; it may have another already."""
         return before is not None and seat.stock.wrapper.connection is not before
 
-    def look_after(
-        self, seat: Seat, before: Any, was_in_transaction: bool = False
-    ) -> None:
+    def look_after(self, seat: Seat, before: Any, was_in_transaction: bool = False) -> None:
         """Note what a step made of a seat, and bring stock to where ours is."""
         stock, ours = seat.stock.wrapper, seat.ours.wrapper
         if self.has_ended(seat, before):
@@ -776,7 +771,7 @@ class Machine(RuleBasedStateMachine):
     def edit_schema(self, number: int, atomic: bool, sets: bool, fails: bool) -> None:
         """S9: what an editor changes of the session stays for the request."""
         seat = self.seats[number]
-        if seat.dead or seat.in_block() and not atomic:
+        if seat.dead or (seat.in_block() and not atomic):
             return
         seat.has_changed = True
 
@@ -945,7 +940,7 @@ class Machine(RuleBasedStateMachine):
         finally:
             other.wrapper.close()
             connections[side.alias] = before
-        assert found is None or not any(found[:3]) and not any(found[6:]), found
+        assert found is None or (not any(found[:3]) and not any(found[6:])), found
 
     @rule(
         number=a_seat,
@@ -1041,7 +1036,9 @@ class Machine(RuleBasedStateMachine):
         if not any(reasons):
             assert ours.connection is None, f"held for nothing: {ours._lease}"
         if seat.cursors and not seat.dead:
-            assert ours.connection is not None, f"a cursor is open on a connection given away: {seat}"
+            assert ours.connection is not None, (
+                f"a cursor is open on a connection given away: {seat}"
+            )
 
     def the_pools_have_their_size(self) -> None:
         """R10: by the server's word."""

@@ -191,6 +191,10 @@ def speaking(seat: Seat, side: Side) -> Iterator[None]:
 # ##### What actions return #####
 
 
+#: How a connection died is told in many ways, by whoever noticed first.
+OF_DEATH = ("OperationalError", "InternalError", "InterfaceError")
+
+
 @dataclass
 class Result:
     """What an action returned or raised; exceptions are not kept, they keep frames."""
@@ -202,8 +206,9 @@ class Result:
     def comparable(self, is_dead: bool) -> object:
         if not self.raised:
             return self.value
-        # How a connection died is told in many words, by whoever noticed first.
-        return self.raised if is_dead else (self.raised, self.text)
+        if is_dead and self.raised.split()[0] in OF_DEATH:
+            return "its connection is dead"
+        return self.raised, self.text
 
     def __repr__(self) -> str:
         return f"raised {self.raised}: {self.text}" if self.raised else repr(self.value)
@@ -297,8 +302,7 @@ CASTS: list[tuple[str, ...]] = [
     ("static", "per_request"),
     ("querying", "per_request"),
     ("in_a_block",),
-    ("static", "raising"),
-    ("per_request", "raising"),
+    ("raising",),
 ]
 
 
