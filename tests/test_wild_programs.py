@@ -141,7 +141,8 @@ END_ALL = (
     "WHERE application_name LIKE 'wild %'"
 )
 
-a_seat = st.integers(0, len(SEATS) - 1)
+#: Some more often, so that things happen to them while something else is going on.
+a_seat = st.sampled_from([0, 0, 0, 1, 1, 2])
 an_index = st.integers(0, 5)
 a_read = st.sampled_from(READS)
 
@@ -358,6 +359,7 @@ class Machine(RuleBasedStateMachine):
             seat.pending.clear()
         if ours.connection is not None:
             return
+        seat.is_connected = False
         if seat.dead == "outside":
             self.connect_stock_again(seat)
         if seat.is_touched and not seat.dead and not in_transaction(stock):
@@ -570,7 +572,6 @@ class Machine(RuleBasedStateMachine):
         seat = self.seats[number]
         if seat.cursors:
             cursors = seat.cursors.pop(index % len(seat.cursors))
-            seat.is_connected = False
             self.both(seat, lambda side: cursors.of(side).close())
 
     @rule(number=a_seat, index=an_index)
@@ -605,8 +606,6 @@ class Machine(RuleBasedStateMachine):
     def exit_block(self, seat: Seat, raising: bool) -> None:
         stock, ours = seat.blocks.pop()
         info = (Refused, Refused(), None) if raising else (None, None, None)
-        if not seat.blocks:
-            seat.is_connected = False
         if seat.dead == "transaction":
             self.doomed |= seat.pending
         self.both(
@@ -645,7 +644,6 @@ class Machine(RuleBasedStateMachine):
         seat = self.seats[number]
         if seat.blocks:
             return
-        seat.is_connected = False
         if seat.dead == "transaction" or not commit:
             self.doomed |= {
                 each for each in seat.pending if seat.in_transaction() or seat.dead
@@ -710,7 +708,6 @@ class Machine(RuleBasedStateMachine):
 
     def leave_pin(self, seat: Seat) -> None:
         stock, ours = seat.pins.pop()
-        seat.is_connected = False
         self.both(
             seat,
             lambda side: (stock if side is seat.stock else ours).__exit__(None, None, None),
@@ -728,8 +725,19 @@ class Machine(RuleBasedStateMachine):
         name=st.sampled_from(["isolation_level", "read_only", "row_factory", "set"]),
     )
     def touch(self, number: int, name: str) -> None:
-        """Change a connection by hand, as far as it is here (S8)."""
+        """Change a connection by hand, as long as it is here (S8)."""
         seat = self.seats[number]
+        if not seat.is_plain():
+            return
+        if seat.ours.wrapper.connection is None:
+            self.open(seat, False, READS[2])
+            self.touch_now(seat, name)
+            self.close_cursor(number, len(seat.cursors) - 1)
+            self.inspect()
+        else:
+            self.touch_now(seat, name)
+
+    def touch_now(self, seat: Seat, name: str) -> None:
         if not seat.is_plain() or seat.ours.wrapper.connection is None:
             return
         if name == "set" and not (seat.pins or seat.is_connected):
@@ -858,6 +866,49 @@ class Machine(RuleBasedStateMachine):
                 self.observer.execute("SELECT pg_terminate_backend(%s)", [pid])
         self.wait_for_the_end_of(pids)
         self.note_death(seat, in_ours)
+
+    @rule(
+        number=a_seat,
+        mode=st.sampled_from(["block", "inner block", "autocommit off", "BEGIN"]),
+        how=st.sampled_from(["terminated", "timeout", "statement"]),
+        iterates=st.booleans(),
+        tries=st.integers(0, 2),
+        raising=st.booleans(),
+    )
+    def lose_a_transaction(
+        self, number: int, mode: str, how: str, iterates: bool, tries: int, raising: bool
+    ) -> None:
+        """F7: none of it is committed, wherever it dies, whatever is tried after that."""
+        seat = self.seats[number]
+        if not seat.is_plain():
+            return
+        if iterates:
+            self.open(seat, True, READS[2])
+        if mode == "autocommit off":
+            self.set_autocommit(number, False)
+        elif mode == "BEGIN":
+            self.query(number, "BEGIN")
+        else:
+            self.enter_block(number, savepoint=True)
+        self.on_commit(number)
+        self.write(number, dies_at_commit=False)
+        if mode == "inner block":
+            self.enter_block(number, savepoint=True)
+            self.write(number, dies_at_commit=False)
+        if how == "statement":
+            self.die_in_a_statement(number)
+        else:
+            self.kill(number, how)
+        for _ in range(tries):
+            self.write(number, dies_at_commit=False)
+        while seat.blocks:
+            self.exit_block(seat, raising)
+            self.check()
+            if seat.blocks:
+                self.write(number, dies_at_commit=False)
+        if mode in ("autocommit off", "BEGIN"):
+            self.end_transaction(number, commit=not raising)
+        self.look(number)
 
     @rule(prefix=st.sampled_from(["", "other_"]), how=st.sampled_from(["kill", "timeout"]))
     def kill_idle(self, prefix: str, how: str) -> None:
