@@ -10,8 +10,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ._lease.status import PoolStatus, status_of
 from ._backend.wrapper import ConnectionReleaseMixin
+from ._lease.status import PoolStatus, status_of
 
 
 class ConnectionHeldError(InterfaceError):

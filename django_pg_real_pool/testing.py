@@ -42,11 +42,20 @@ def different_connections(using: str | None = None) -> Iterator[None]:
             "ENGINE does not release early."
         )
     before = made._hooks
-    made._hooks = replace(before, pool=_Rotating(before.pool, alias))  # type: ignore[arg-type]
+    rotating: Any = _Rotating(before.pool, alias)
+    _use(made, replace(before, pool=rotating))
     try:
         yield
     finally:
-        made._hooks = before
+        _use(made, before)
+
+
+def _use(made: Any, hooks: Any) -> None:
+    """Let a class, and each wrapper that there is of it, have other hooks."""
+    made._hooks = hooks
+    for lease in registry.leases():
+        if type(lease.wrapper) is made:
+            lease.hooks = hooks
 
 
 class _Rotating:

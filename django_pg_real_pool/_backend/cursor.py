@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.backends.utils import CursorWrapper
 
-from .names import DJANGOS_GETATTR, DJANGOS_LOOP
 from .._lease.facts import Transaction, Use
 from .._session import changes_session, function_changes_session
+from .names import DJANGOS_GETATTR, DJANGOS_LOOP
 
 #: Looked up here once: it is needed for each query.
 NONE = Transaction.NONE

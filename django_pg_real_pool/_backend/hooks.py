@@ -14,11 +14,11 @@ from typing import Any
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .names import is_decorated_by_django, undecorated
 from .._drivers import Driver, driver_for
 from .._pools import Pool
 from .._pools.native import NativePool
 from .._pools.queue import QueuePool
+from .names import is_decorated_by_django, undecorated
 
 #: Packages whose overrides were read: what they do is the same for a connection's life.
 KNOWN = ("django", "dj_db_conn_pool")
@@ -49,6 +49,9 @@ class Hooks:
     init_every_time: bool
     #: The class's `create_cursor()`, and what it is without Django's decorator; else None.
     create_cursor: tuple[Any, Any] = field(repr=False)
+    #: The base has a `close_pool()` that is not Django's.  That one would make a pool to
+    #: close it, while another thread opens it.
+    close_pool: bool = field(repr=False)
     #: The base's `commit()` is Django's own.
     plain_commit: bool = field(repr=False)
     #: The base's ordinary cursors are Django's own.
@@ -130,6 +133,8 @@ def read(cls: Any) -> Hooks:
         cursor=_is_of_base(cls, "_cursor"),
         init_every_time=not _runs_once(cls, "init_connection_state"),
         create_cursor=undecorated(cls.create_cursor),
+        close_pool=hasattr(cls, "close_pool")
+        and not is_djangos(definer(cls, "close_pool")),
         plain_commit=definer(cls, "commit") is BaseDatabaseWrapper,
         plain_cursors=definer(cls, "make_cursor") is BaseDatabaseWrapper,
         makes_cursors=not _is_ours(cls, "make_cursor", "make_debug_cursor"),

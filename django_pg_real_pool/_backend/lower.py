@@ -96,7 +96,9 @@ class LowerLayer(_Base):
             cursor = prepare(raw)
         else:
             cursor = self.make_cursor(raw)
-        if self._hooks.makes_cursors and not isinstance(cursor, AutoConnectionReleaseCursor):
+        if self._hooks.makes_cursors and not isinstance(
+            cursor, AutoConnectionReleaseCursor
+        ):
             cursor = hold_for(self, cursor)
         return cursor
 
@@ -178,9 +180,7 @@ class LowerLayer(_Base):
                 leaving_atomic
                 and not self.autocommit
                 and self.run_on_commit is callbacks  # so none of them has run, or raised
-                and (
-                    lease.is_end_missing or not isinstance(error, self._hooks.of_database)
-                )
+                and (lease.is_end_missing or not isinstance(error, self._hooks.of_database))
             ):
                 # COMMIT or ROLLBACK was interrupted, so the connection is still in the
                 # transaction that this block leaves: nobody will end it but the pool.

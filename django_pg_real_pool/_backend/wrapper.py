@@ -180,14 +180,16 @@ class ConnectionReleaseMixin(_Base):
         self.validate_thread_sharing()
         try:
             if self.connection is not None:
-                lease.drop(as_stock=True)
+                lease.drop(True)
             else:
                 super().close()
                 if self.in_atomic_block:
                     self.closed_in_transaction = True
                     self.needs_rollback = True
         finally:
-            lease.end_session()
+            # Else an interruption has left something to be done by the next close().
+            if self.connection is None:
+                lease.end_session()
 
     def _close_as_base(self) -> None:
         super().close()
@@ -201,9 +203,8 @@ class ConnectionReleaseMixin(_Base):
         for adapter in registry.adapters():
             adapter.close_all_of(database_of(self.settings_dict))
         self._hooks.pool.close(self)
-        close_pool_of_base = getattr(super(), "close_pool", None)
-        if close_pool_of_base is not None:
-            close_pool_of_base()
+        if self._hooks.close_pool:
+            super().close_pool()  # type: ignore[misc]
 
     def close_if_unusable_or_obsolete(self) -> None:
         lease = self._lease

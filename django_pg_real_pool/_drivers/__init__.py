@@ -105,12 +105,13 @@ class Driver:
         """Note what a connection has heard, where that alone is new."""
         self.mark_set_up(physical, heard)
 
-    def mark_used(self, physical: Any) -> bool:
-        """Note that the connection worked until now, and return whether it did.
+    def mark_used(self, physical: Any) -> bool | None:
+        """Note that the connection worked until now, and return how it comes back.
 
-        It did not where a statement was cut short, so that its answer is yet to come.
+        True: as it was lent, in autocommit and untouched.  False: perhaps not.  None: a
+        statement was cut short, and its answer is yet to come.
         """
-        return True
+        return False
 
     def mode_if_ready(
         self, physical: Any, heard: Heard | None, window: float | None, now: float

@@ -118,10 +118,17 @@ class Psycopg(Driver):
             if other is not physical and _database(other) == _database(physical):
                 self.forget_set_up(other)
 
-    def mark_used(self, physical: Any) -> bool:
+    def mark_used(self, physical: Any) -> bool | None:
         known = physical.__dict__.get(KNOWN) or know(physical)
         known.used_at = monotonic()
-        return bool(physical.pgconn.transaction_status != ACTIVE)
+        if physical.pgconn.transaction_status == ACTIVE:
+            return None
+        # What is_touched() asks, in as few steps as there are: this is after each query.
+        try:
+            is_untouched = known.attributes == _ATTRIBUTES(physical.__dict__)
+        except KeyError:  # psycopg keeps them elsewhere
+            is_untouched = not self.is_touched(physical)
+        return is_untouched and bool(physical.autocommit)
 
     def mode_if_ready(
         self, physical: Any, heard: Heard | None, window: float | None, now: float
@@ -196,8 +203,9 @@ class Psycopg(Driver):
         make = type(physical).cursor
 
         def cursor(*args: Any, **kwargs: Any) -> Any:
-            made = make(physical, *args, **kwargs)
-            made.__class__ = _noting(type(made))
+            made: Any = make(physical, *args, **kwargs)
+            kind: Any = type(made)
+            made.__class__ = _noting(kind)
             return made
 
         physical.__dict__.update({"cursor": cursor, NOTED: noted})
@@ -314,11 +322,10 @@ def _attributes(physical: Any) -> Any:
 
 
 def _database(physical: Any) -> tuple[str, int, str] | None:
-    try:
-        info = physical.info
-        return (info.host, info.port, info.dbname)
-    except Exception:  # it is closed
+    if physical.closed:
         return None
+    info = physical.info
+    return (info.host, info.port, info.dbname)
 
 
 def _named(dumpers: dict[Any, Any]) -> Counter[Any]:

@@ -28,12 +28,17 @@ def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
     # given to anybody before it is clean.
     try:
         lease.phase = Phase.CLOSING if as_stock else Phase.RETURNING
-        is_here = (
-            wrapper.connection is not None
-            and hooks.pool.physical(wrapper.connection) is not None
+        connection = wrapper.connection
+        is_here = physical is not None and (
+            connection is physical or hooks.pool.physical(connection) is physical
         )
-        if is_here and (discard or not _is_fit(lease, physical)):
-            hooks.pool.discard(lease)
+        if is_here:
+            # What nearly all connections are, after nearly all queries, comes first.
+            is_as_lent = hooks.driver.mark_used(physical)
+            if (discard or not is_as_lent or lease.debt or lease.sent_by_base) and (
+                discard or not _is_fit(lease, physical, is_as_lent)
+            ):
+                hooks.pool.discard(lease)
         if lease.options.warn_held_after is not None:
             _warn_if_held_long(lease)
         if as_stock:
@@ -63,15 +68,17 @@ def forget(lease: Any) -> None:
     lease.let_go()
 
 
-def _is_fit(lease: Any, physical: Any) -> bool:
+def _is_fit(lease: Any, physical: Any, is_as_lent: bool | None) -> bool:
     """Return whether others may have the connection; clean it, if need be."""
     driver = lease.hooks.driver
-    if not driver.mark_used(physical):
+    if is_as_lent is None:
         return False  # a statement was cut short
-    if (lease.debt or driver.is_touched(physical)) and not _clean(lease):
-        return False
     if lease.sent_by_base:
         driver.note_sent_by_base(physical, lease.sent_by_base)
+    if is_as_lent and not lease.debt:
+        return True
+    if (lease.debt or driver.is_touched(physical)) and not _clean(lease):
+        return False
     return _to_autocommit(lease, physical)
 
 

@@ -61,6 +61,8 @@ class Lease:
     def __init__(self, wrapper: Any) -> None:
         #: Django's wrapper.  `wrapper.connection` is the connection, or None.
         self.wrapper = wrapper
+        #: What the wrapper's class overrides, and its pool and driver.
+        self.hooks: Any = wrapper._hooks
         #: Why the wrapper has a connection now.
         self.holds = Holds()
         #: See `locked`.  Threads may share a wrapper, and the reaper looks at all.
@@ -125,7 +127,9 @@ class Lease:
         registry.add_lease(self)
 
     def __repr__(self) -> str:
-        return f"<Lease of {self.alias!r}: {', '.join(self.holds.describe()) or 'no holds'}>"
+        return (
+            f"<Lease of {self.alias!r}: {', '.join(self.holds.describe()) or 'no holds'}>"
+        )
 
     def __del__(self) -> None:
         # Not from here: this may be any thread, inside the pool's own lock.
@@ -137,10 +141,6 @@ class Lease:
     @property
     def alias(self) -> str:
         return str(self.wrapper.alias)
-
-    @property
-    def hooks(self) -> Any:
-        return self.wrapper._hooks
 
     @property
     def has_introduced(self) -> bool:
@@ -237,6 +237,7 @@ class Lease:
 
     def end_session(self) -> None:
         """Forget what outlives a lease; what comes next begins anew."""
+        self.holds.happened(Event.CLOSED)
         self.unsent_savepoints.clear()
         self.heard = self.source = None
         self.own_pins.clear()
@@ -254,7 +255,8 @@ class Lease:
         """Begin a lease that has no hold yet.  When it raises, there is none."""
         wrapper = self.wrapper
         try:
-            self.refuse_if_lost()
+            if self.transaction is not NONE:
+                self.refuse_if_lost()
             if self.hooks.has_replaced_connect(wrapper):
                 self._take_through_django()
                 return
@@ -347,7 +349,7 @@ class Lease:
             message = explain_exhaustion(self, monotonic() - started)
             of_pool: Any = type(error)
             raise _exhausted(of_pool)(message) from error
-        self.physical = pool.physical(connection)
+        self.physical = connection if pool.is_bare else pool.physical(connection)
 
     # ##### Cursors #####
 
@@ -394,7 +396,7 @@ class Lease:
         """Make a Django cursor that holds the lease, which begins with it if need be."""
         wrapper = self.wrapper
         try:
-            if not self.has_connection():
+            if wrapper.connection is None or not self.has_connection():
                 self.take()
             else:
                 self.reclaim_cursors()
@@ -628,13 +630,17 @@ class Lease:
 
         `is_over`: the transaction has ended, though the driver may not see it.
         """
-        wrapper = self.wrapper
+        wrapper, physical = self.wrapper, self.physical
         if self.phase is not HELD or wrapper.connection is None or self.in_base:
             return
         holds, lost = self.holds.now, None
         if self.closed_elsewhere or CURSOR in holds:
             lost = self._reclaim_cursors()
-        if not is_over:
+        if (
+            self.transaction is not NONE
+            or physical is not wrapper.connection
+            or self.hooks.driver.transaction(physical, wrapper.autocommit) is not False
+        ) and not is_over:
             self._look_at_transaction()
         if not holds:
             giving_back.end(self)
@@ -730,9 +736,7 @@ class Lease:
     def _is_stuck(self) -> bool:
         """Return whether an interruption has left a lease that nothing holds."""
         return self.wrapper.connection is not None and (
-            self.phase is not HELD
-            or not self.holds.now
-            or bool(self.closed_elsewhere)
+            self.phase is not HELD or not self.holds.now or bool(self.closed_elsewhere)
         )
 
     def _settle_if_stuck(self) -> None:

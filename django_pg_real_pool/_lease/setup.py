@@ -14,7 +14,7 @@ from django.db.backends.signals import connection_created
 
 from .._drivers import Heard, Statement
 from . import giving_back
-from .facts import Phase
+from .facts import Debt, Phase
 
 logger = logging.getLogger("django_pg_real_pool")
 
@@ -54,8 +54,14 @@ def set_up(lease: Any) -> None:
             announce = False
         is_done = True
         if announce or lease.hooks.init_every_time:
-            with outside_transaction(lease):
-                is_done = _set_up(lease, announce)
+            try:
+                with outside_transaction(lease):
+                    is_done = _set_up(lease, announce)
+            except BaseException:
+                # Something was set, perhaps, before something else raised.
+                driver.forget_set_up(physical)
+                lease.owe(Debt.CLEANING)
+                raise
 
 
 def _replace_if_gone(lease: Any) -> None:
@@ -100,18 +106,19 @@ def _set_up(lease: Any, announce: bool) -> bool:
             hooks.pool.introduce(lease)
         apply_autocommit(lease)
         wrapper.init_connection_state()
-    with noting(lease) as noted:
-        if announce:
-            connection_created.send(sender=wrapper.__class__, connection=wrapper)
     if not announce:
         hooks.driver.mark_set_up(physical, before or ())
         return True
+    if before is None:
+        hooks.driver.mark_set_up(physical, ())  # what a cleaning is to lead back to
+    with noting(lease) as noted:
+        connection_created.send(sender=wrapper.__class__, connection=wrapper)
     heard: Heard = tuple(noted)
-    if before and before != heard and not _sets_all_of(heard, before):
-        # What was set then was not set again: it is of another request, perhaps.
-        if not clean(lease, say=heard):
-            _discard(lease)
-            return False
+    # What was set then and not set now is of another request, perhaps.
+    is_left = before and before != heard and not _sets_all_of(heard, before)
+    if is_left and not clean(lease, say=heard):
+        _discard(lease)
+        return False
     if before == heard:
         heard = before or ()  # the same object: it is compared by identity
     if heard == lease.heard:

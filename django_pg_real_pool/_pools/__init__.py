@@ -48,6 +48,9 @@ class Session(Protocol):
     physical: Any
     #: The pool that serves this session.  The adapter alone writes it; None: not looked up.
     source: Any
+    #: What Django finds in the place of its pool, while it is introduced to a connection.
+    #: The adapter alone writes it.
+    pool_stand_in: Any
     #: A weak reference to the lease, which a pool notes as the borrower.
     me: Any
     #: Whether the connection was found broken when it was taken.
@@ -69,6 +72,8 @@ class Pool:
 
     #: Where in an alias's settings the size of its pool is; empty: it is not known.
     size_setting = ""
+    #: Whether what it gives out is the driver's own connection.
+    is_bare = False
     #: Whether stock, after close() in a block, still has the connection that it gave back.
     stock_keeps_closed = True
 

@@ -32,9 +32,8 @@ class _Made(NamedTuple):
 
     def serves(self, alias: str, settings_dict: Mapping[str, Any]) -> bool:
         """Return whether Django has it still, and would make it the same today."""
-        return (
-            self.pools.get(alias) is self.pool
-            and self.made_with == connecting(settings_dict)
+        return self.pools.get(alias) is self.pool and self.made_with == connecting(
+            settings_dict
         )
 
 
@@ -46,6 +45,7 @@ class NativePool(Pool):
     """
 
     size_setting = '["OPTIONS"]["pool"]["max_size"]'
+    is_bare = True
     stock_keeps_closed = False
 
     def __init__(self) -> None:
@@ -106,7 +106,8 @@ class NativePool(Pool):
         wrapper._configure_connection(wrapper.connection)
 
     def put(self, session: Session) -> None:
-        self.forget(session)
+        if self._out:  # of pools that don't remember whom they lend to
+            self.forget(session)
         is_rejected = session.is_rejected
         connection = session.let_go()
         # psycopg_pool notes on the connection whose it is; Django relies on it too.
@@ -197,6 +198,15 @@ class NativePool(Pool):
             self._made[alias] = made
         return made
 
+    def close(self, wrapper: Any) -> None:
+        with self._lock:
+            alias, pools = wrapper.alias, wrapper._connection_pools
+            made = self._made.get(alias)
+            if made is not None:
+                self._close(alias, made)
+            elif (pool := pools.pop(alias, None)) is not None:
+                pool.close()
+
     def _close(self, alias: str, made: _Made) -> None:
         """Close a pool, having seen to it that Django makes another."""
         self._made.pop(alias, None)
@@ -205,9 +215,10 @@ class NativePool(Pool):
         made.pool.close()
 
     def close_all_of(self, database: Any) -> None:
-        for alias, made in list(self._made.items()):
-            if database_of(made.made_with) == database:
-                self._close(alias, made)
+        with self._lock:
+            for alias, made in list(self._made.items()):
+                if database_of(made.made_with) == database:
+                    self._close(alias, made)
 
 
 def was_closed(pool: Any) -> bool:

@@ -32,7 +32,7 @@ from typing import Any, Protocol
 from weakref import ref
 
 from psycopg.pq import TransactionStatus
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool import pool as parent
 
 from .._drivers.psycopg3 import know
@@ -71,17 +71,33 @@ class _Out:
 OTHERS = _Out("lent to others")
 #: With a worker of the pool, which resets it.
 RETURNING = _Out("being returned")
+#: Just made: nobody has had it yet.
+MADE = _Out("just made")
 #: Of no use any more: a worker is to replace it.
 LOST = _Out("lost")
 
 #: What is to be found in the parent, by name; else its pools stay as they are.
 NEEDED = (
-    *("_add_connection", "_add_to_pool", "_check_connection", "_connect"),
-    *("_getconn_unchecked", "_maybe_grow_pool", "_putconn", "_reset_connection"),
+    *("_add_connection", "_add_to_pool", "_check_connection", "_check_open_getconn"),
+    *(
+        "_connect",
+        "_getconn_unchecked",
+        "_maybe_grow_pool",
+        "_putconn",
+        "_reset_connection",
+    ),
     *("_return_connection", "getconn", "putconn", "run_task", "schedule_task"),
 )
 NEEDED_IN_POOL = (
-    *("_check", "_closed", "_configure", "_max_size", "_min_size", "_nconns", "_nconns_min"),
+    *(
+        "_check",
+        "_closed",
+        "_configure",
+        "_max_size",
+        "_min_size",
+        "_nconns",
+        "_nconns_min",
+    ),
     *("_pool", "_pool_full_event", "_reset", "_stats", "_waiting"),
 )
 
@@ -148,6 +164,11 @@ class RealPool(ConnectionPool[Any]):
                 getattr(pool, "name", pool),
             )
             return False
+        cls._adopt(pool)
+        return True
+
+    @classmethod
+    def _adopt(cls, pool: Any) -> None:
         pool.__class__ = cls
         pool._lock = RLock()  # older versions make it when the pool is opened
         pool._holder = 0
@@ -155,7 +176,6 @@ class RealPool(ConnectionPool[Any]):
         pool.last_error, pool.has_connected = None, False
         pool._drains = hasattr(pool, "_drained_at")
         registry.add_pool(pool)
-        return True
 
     # ##### Out and in #####
 
@@ -172,8 +192,6 @@ class RealPool(ConnectionPool[Any]):
             connection = self._take_idle(owner)
             if connection is not None:
                 return connection
-        if owner is OTHERS:
-            return super().getconn(timeout)
         me = get_ident()
         before = self._asking.get(me, OTHERS)  # of whom a signal handler has interrupted
         try:
@@ -182,7 +200,7 @@ class RealPool(ConnectionPool[Any]):
         finally:
             self._asking[me] = before
             if before is OTHERS:
-                del self._asking[me]
+                self._asking.pop(me, None)  # a signal handler has been here just now
 
     def putconn(self, conn: Any) -> None:
         if (
@@ -193,7 +211,9 @@ class RealPool(ConnectionPool[Any]):
             and not self._is_expired(conn)
             and ConnectionPool.putconn is _PUTCONN
         ):
-            self._add_to_pool(conn)
+            conn._pool = None
+            if not self._keep(conn):
+                conn.close()
         else:
             super().putconn(conn)
 
@@ -223,8 +243,7 @@ class RealPool(ConnectionPool[Any]):
             members[idle[-1]] = owner
             conn = idle.pop()
             members[conn] = owner
-            if len(idle) < self._nconns_min:
-                self._nconns_min = len(idle)
+            self._nconns_min = min(self._nconns_min, len(idle))
             if not self._is_expired(conn):
                 return conn
             _of_parent.info("discarding expired connection")
@@ -252,15 +271,20 @@ class RealPool(ConnectionPool[Any]):
 
     @locked
     def _keep(self, conn: Any) -> bool:
-        members, waiting = self._members, self._waiting
-        if self._closed or members.get(conn) is LOST:
-            return False
+        members = self._members
+        waiting: Any = self._waiting
+        if self._closed or members.get(conn, LOST) is LOST:
+            return False  # or struck out: there is another in its place
         while waiting:
             place = waiting[0]
             if place.conn is None and place.error is None:
-                # An interruption in between finds it with the one who gets it.
-                members[conn] = place.owner
-                place.conn = conn
+                try:
+                    members[conn] = place.owner
+                    place.conn = conn
+                except BaseException:  # else it would wait for what it has by the table
+                    place.conn = conn
+                    members[conn] = place.owner
+                    raise
                 waiting.popleft()
                 place.call()
                 return True
@@ -304,7 +328,11 @@ class RealPool(ConnectionPool[Any]):
             # Nobody knows what the user's callback has undone.
             know(conn).heard = None
             if self._configure is not None:
-                self._configure(conn)
+                try:
+                    self._configure(conn)
+                except Exception as error:
+                    _of_parent.warning("error configuring connection: %s", error)
+                    conn.close()
 
     # ##### Waiting #####
 
@@ -327,7 +355,7 @@ class RealPool(ConnectionPool[Any]):
             return conn, None
         if self.max_waiting and len(self._waiting) >= self.max_waiting:
             self._stats["requests_errors"] += 1
-            raise parent.TooManyRequests(
+            raise TooManyRequests(
                 f"the pool {self.name!r} has already {len(self._waiting)} requests waiting"
             )
         self._raise_if_unreachable()
@@ -382,6 +410,7 @@ class RealPool(ConnectionPool[Any]):
             raise
         self.last_error, self.has_connected = None, True
         know(conn)
+        self._members[conn] = MADE
         for retry in list(self._retries):
             retry.tick()
         return conn
@@ -409,15 +438,20 @@ class RealPool(ConnectionPool[Any]):
 
     # ##### Losing and replacing #####
 
+    @locked
     def _replace(self, conn: Any) -> None:
         """Let a worker close a connection and make another: once, however often asked."""
-        self._members[conn] = LOST
-        self.run_task(_Replace(self, conn))
+        if conn in self._members:
+            self._members[conn] = LOST
+            self.run_task(_Replace(self, conn))
 
     @locked
     def _replace_if(self, conn: Any, owner: Any) -> bool:
         """Replace a connection if it is still `owner`'s."""
-        if self._members.get(conn) is not owner or conn in self._pool:
+        if self._members.get(conn) is not owner:
+            return False
+        if conn in self._pool:
+            self._members[conn] = None  # interrupted before it was taken out
             return False
         self._replace(conn)
         return True
@@ -432,6 +466,8 @@ class RealPool(ConnectionPool[Any]):
 
     @locked
     def _list_members(self) -> list[tuple[Any, Any]]:
+        for conn in self._pool:
+            self._members[conn] = None  # interrupted before it was taken out, perhaps
         return list(self._members.items())
 
     def reap(self) -> None:
@@ -463,7 +499,7 @@ class RealPool(ConnectionPool[Any]):
 
     def count_lent(self) -> int:
         """Return how many connections are out."""
-        return sum(owner not in (None, LOST) for _, owner in self._list_members())
+        return sum(owner not in (None, LOST, MADE) for _, owner in self._list_members())
 
 
 class _Replace(parent.MaintenanceTask):
@@ -503,5 +539,4 @@ def is_known(pool: Any) -> bool:
         all(callable(getattr(pool, name, None)) for name in NEEDED)
         and all(hasattr(pool, name) for name in NEEDED_IN_POOL)
         and all(type(getattr(pool, name)) is deque for name in ("_pool", "_waiting"))
-        and all(hasattr(parent, name) for name in ("MaintenanceTask", "TooManyRequests"))
     )

@@ -23,8 +23,7 @@ def _forget_parent() -> None:
     """Run in the child, on the only thread that it has, before anything else."""
     for cut in _cutting:
         cut()
-    _inherited.append(registry.pools())
-    registry.forget()
+    _inherited.append(registry.forget())
     collector.forget()
     _inherited.extend(each.abandon() for each in registry.adapters())
     _inherited.extend(each.forget_parent() for each in registry.leases())

@@ -30,15 +30,36 @@ def locked(method: F) -> F:
     """
 
     @wraps(method)
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def run_with_one(self: Any, argument: Any) -> Any:
+        # The same again, for what each query does four times: *args takes half as long.
         me = get_ident()
-        if self._holder == me:  # an outer frame has the lock, and will release it
-            return method(self, *args, **kwargs)
+        if self._holder == me:
+            return method(self, argument)
         lock = self._lock
         try:
             lock.acquire()
             self._holder = me
-            result = method(self, *args, **kwargs)
+            result = method(self, argument)
+            self._holder = 0
+            lock.release()
+        except BaseException:
+            if self._holder == me:
+                self._holder = 0
+            with suppress(RuntimeError):
+                lock.release()
+            raise
+        return result
+
+    @wraps(method)
+    def run(self: Any, *args: Any) -> Any:
+        me = get_ident()
+        if self._holder == me:  # an outer frame has the lock, and will release it
+            return method(self, *args)
+        lock = self._lock
+        try:
+            lock.acquire()
+            self._holder = me
+            result = method(self, *args)
             self._holder = 0
             lock.release()
         except BaseException:
@@ -49,7 +70,8 @@ def locked(method: F) -> F:
             raise
         return result
 
-    return cast(F, run)
+    has_one = method.__code__.co_argcount == 2 and not method.__defaults__
+    return cast(F, run_with_one if has_one else run)
 
 
 def try_locked(self: Any, method: Callable[..., Any], *args: Any) -> Any:
