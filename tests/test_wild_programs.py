@@ -804,7 +804,8 @@ class Machine(RuleBasedStateMachine):
     def fail_with_an_iterator_open(self, number: int, inside: bool, end: str) -> None:
         """A portal WITH HOLD can't be closed while its transaction has failed."""
         seat = self.seats[number]
-        if not seat.is_plain():
+        of_request = self.seats_of(seat.request)
+        if not seat.is_plain() or any(each.blocks for each in of_request):
             return
         self.open(seat, True, READS[2])
         self.enter_block(number, savepoint=True)

@@ -303,6 +303,8 @@ CASTS: list[tuple[str, ...]] = [
     ("querying", "per_request"),
     ("in_a_block",),
     ("raising",),
+    ("static", "raising"),
+    ("per_request", "raising"),
 ]
 
 
