@@ -871,7 +871,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         number=a_seat,
         mode=st.sampled_from(["block", "inner block", "autocommit off", "BEGIN"]),
-        how=st.sampled_from(["terminated", "timeout", "statement"]),
+        how=st.sampled_from(["terminated", "timeout", "statement", "by hand"]),
         iterates=st.booleans(),
         tries=st.integers(0, 2),
         raising=st.booleans(),
@@ -898,8 +898,11 @@ class Machine(RuleBasedStateMachine):
             self.write(number, dies_at_commit=False)
         if how == "statement":
             self.die_in_a_statement(number)
+        elif how == "by hand" and seat.in_transaction():
+            # Through SQLAlchemy's proxy it would be given back.
+            self.both(seat, lambda s: physical_of(s.wrapper.connection).close())
         else:
-            self.kill(number, how)
+            self.kill(number, "timeout" if how == "timeout" else "terminated")
         for _ in range(tries):
             self.write(number, dies_at_commit=False)
         while seat.blocks:
@@ -1083,7 +1086,7 @@ class Machine(RuleBasedStateMachine):
         ours = seat.ours.wrapper
         reasons = (
             *(seat.cursors, seat.pins, seat.has_changed, seat.is_loose, seat.dead),
-            *(seat.is_connected, in_transaction(ours)),
+            *(seat.is_connected, seat.spies, in_transaction(ours)),
         )
         if not any(reasons):
             assert ours.connection is None, f"held for nothing: {ours._lease}"
