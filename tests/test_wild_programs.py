@@ -31,6 +31,8 @@ name                   what differs, and what the machine does about it
                        its first statement, which is outside of any block.
 `deferred_savepoints`  Execute wrappers see savepoints later or never (A2): they are not
                        noted, and what a wrapper sent for one is sent before it leaves.
+`rolled_back_at_close` A pool may roll back what comes back, and raise out of close() where
+                       that is dead; ours has thrown it away before (R3, R10).
 `closed_pool`          A closed pool of ours is replaced (F8), stock's raises.  Only ours
                        is closed.
 =====================  =================================================================
@@ -43,6 +45,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from time import monotonic
 from typing import Any
 
 import django
@@ -105,6 +108,8 @@ TABLES = {"stock": "wild_stock_", "ours": "wild_early_"}
 #: The most connections that a pool of ours may have.
 SIZE = 4
 LIFETIME = 0.2
+#: Seconds that no step takes in which nobody waits for a connection.
+AT_ONCE = 4.0
 #: Seconds that a busy machine may need between a checkout and the statement that looks.
 LATENESS = 0.5
 
@@ -328,7 +333,9 @@ class Machine(RuleBasedStateMachine):
         was_dead, before = seat.dead, seat.stock.wrapper.connection
         was_in_transaction = seat.in_transaction()
         stock = attempt(action, seat, seat.stock)
+        began = monotonic()
         ours = attempt(action, seat, seat.ours)
+        assert monotonic() - began < AT_ONCE, f"F8: {monotonic() - began} s for {ours}"
         died = seat.stock.wrapper.connection is not None and is_gone(
             seat.stock.wrapper.connection
         )
@@ -675,10 +682,7 @@ class Machine(RuleBasedStateMachine):
                     manager.__exit__(None, None, None)
             if seat.in_transaction() or seat.dead == "transaction":
                 self.doomed |= seat.pending
-            if by_close:
-                self.both(seat, lambda side: side.wrapper.close())
-            else:
-                self.both(seat, lambda side: side.wrapper.close_if_unusable_or_obsolete())
+            self.both(seat, self.ending(seat, by_close))
             assert seat.ours.wrapper.connection is None, "R8: a lease outlives its request"
             while seat.pins:
                 self.leave_pin(seat)
@@ -686,6 +690,20 @@ class Machine(RuleBasedStateMachine):
         if not any(seat.ours.wrapper.connection for seat in self.seats) and not self.raw:
             self.nothing_is_in_use()
         self.inspect()
+
+    def ending(self, seat: Seat, by_close: bool) -> Callable[[Side], None]:
+        is_dead = bool(seat.dead)
+
+        def end(side: Side) -> None:
+            # See `rolled_back_at_close`.
+            of_stock = (psycopg.Error,) if is_dead and side is seat.stock else ()
+            with suppress(*of_stock):
+                if by_close:
+                    side.wrapper.close()
+                else:
+                    side.wrapper.close_if_unusable_or_obsolete()
+
+        return end
 
     # ##### What is done by hand #####
 
@@ -793,6 +811,7 @@ class Machine(RuleBasedStateMachine):
                     raise Refused
 
         self.both(seat, act)
+        self.look(number)
 
     # ##### Composed #####
 

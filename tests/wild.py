@@ -117,8 +117,6 @@ class Seat:
     is_touched: bool = False
     #: What was written in the transaction that is open.
     pending: set[str] = field(default_factory=set)
-    #: The server process of ours that was killed last.
-    killed: int = 0
 
     def sides(self) -> tuple[Side, Side]:
         return self.stock, self.ours
