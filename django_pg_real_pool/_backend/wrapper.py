@@ -135,7 +135,7 @@ class ConnectionReleaseMixin(_Base):
         if lease.phase is Phase.ASKED:
             lease.open()
             return
-        if lease.is_held:
+        if lease.is_held and not self.allow_thread_sharing:
             lease.drop()
             lease.end_session()
         # Between two leases it is Django's ensure_connection() that calls this: the

@@ -103,6 +103,9 @@ class Driver:
             if other is not physical:
                 self.forget_set_up(other)
 
+    def snapshot(self, physical: Any) -> None:
+        """Remember the driver's side of the session, for `reset` and `has_new_types`."""
+
     def mark_heard(self, physical: Any, heard: Heard) -> None:
         """Note what a connection has heard, and nothing else."""
         self.mark_set_up(physical, heard)

@@ -18,6 +18,8 @@ from . import TOUCHED, Driver, Heard, Statement, statement
 from .question import ask
 from .sockets import cut, peeker, waiter
 
+#: Stands for a side of the session that psycopg keeps elsewhere: no reset will do.
+UNKNOWN = ("unknown",)
 #: Where a psycopg connection carries what we know of it: faster than a lookup.
 KNOWN = "_django_pg_real_pool"
 #: Where it carries the list of what is sent, while that is noted.
@@ -45,9 +47,10 @@ class Known:
     def __init__(self, physical: Any) -> None:
         #: The statements that set it up; None: it is not set up.
         self.heard: Heard | None = None
-        #: psycopg's part of the session as it was set up: all of it, and what is quick to
-        #: compare.  Of no meaning where `heard` is None.
+        #: psycopg's part of the session, before somebody could change it: see `snapshot`.
+        #: None: nobody was let near.
         self.client_side: tuple[Any, ...] | None = None
+        #: What of it is quick to compare, as it was set up.
         self.attributes: Any = None
         #: The attributes as Django has set them, before any receiver.
         self.base: Any = None
@@ -99,9 +102,11 @@ class Psycopg(Driver):
 
     def mark_set_up(self, physical: Any, heard: Heard) -> None:
         known = know(physical)
-        known.client_side = _client_side(physical)
         known.attributes = _attributes(physical)
         known.heard = heard
+
+    def snapshot(self, physical: Any) -> None:
+        know(physical).client_side = _client_side(physical) or UNKNOWN
 
     def mark_heard(self, physical: Any, heard: Heard) -> None:
         know(physical).heard = heard
@@ -198,7 +203,6 @@ class Psycopg(Driver):
         known = physical.__dict__.get(KNOWN)
         return (
             known is not None
-            and known.heard is not None
             and known.client_side is not None
             and known.client_side[-1] != _adapters(physical)
         )
@@ -247,7 +251,7 @@ class Psycopg(Driver):
         if physical.closed or physical.pgconn.transaction_status == ACTIVE:
             return False
         known = know(physical)
-        if known.client_side is None or known.client_side != _client_side(physical):
+        if known.client_side is not None and known.client_side != _client_side(physical):
             return False
         physical.rollback()  # sends nothing where there is no transaction
         physical.autocommit = True  # DISCARD ALL refuses to be part of one

@@ -512,7 +512,14 @@ class Lease:
 
     def owe(self, debt: Debt) -> None:
         """Let the session owe at least so much when the lease ends."""
+        if not self.debt:
+            self._look_at_driver_side()
         self.debt = max(self.debt, debt)
+
+    def _look_at_driver_side(self) -> None:
+        """Remember how the connection is, before somebody may change what no reset undoes."""
+        if self.physical is not None:
+            self.hooks.driver.snapshot(self.physical)
 
     # ##### Pins and explicit connects #####
 
@@ -535,6 +542,7 @@ class Lease:
             self.take()
         if is_own:
             self.own_pins.add(token)
+            self._look_at_driver_side()
         elif self.options.session_state is not SessionPolicy.IGNORE:
             self.owe(CLEANING)
         self.holds.happened(Event.PIN_ENTERED, token)
@@ -548,7 +556,7 @@ class Lease:
             driver = self.hooks.driver
             if self.physical is not None and driver.has_new_types(self.physical):
                 # Registered with one connection, after an extension was made, say.
-                driver.mark_set_up(self.physical, self.heard or ())
+                driver.snapshot(self.physical)
                 driver.forget_others(self.physical)
         self.holds.happened(Event.PIN_LEFT, token)
         self._settle()
@@ -557,7 +565,8 @@ class Lease:
     def connected(self, is_kept: bool) -> None:
         """Begin the lease that user code has asked for by `connect()`."""
         self.refuse_if_lost()
-        self.open()
+        if not self.has_connection():  # a thread that shares the wrapper may have been here
+            self.open()
         if is_kept:
             if self.options.session_state is not SessionPolicy.IGNORE:
                 self.owe(CLEANING)  # as under a pin: it is as deliberate

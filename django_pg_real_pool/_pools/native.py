@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from threading import Lock
+from threading import RLock
 from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
@@ -56,7 +56,7 @@ class NativePool(Pool):
         super().__init__()
         #: The pool of each alias.
         self._made: dict[str, _Made] = {}
-        self._lock = Lock()
+        self._lock = RLock()  # a signal handler may query while a pool is opened
 
     def failures(self) -> tuple[type[Exception], ...]:
         # Its own errors are psycopg's; these are of one that was given back already.
@@ -144,7 +144,7 @@ class NativePool(Pool):
 
     def abandon(self) -> Any:
         all_made, self._made = self._made, {}
-        self._lock = Lock()
+        self._lock = RLock()
         for alias, made in all_made.items():
             if made.pools.get(alias) is made.pool:
                 del made.pools[alias]

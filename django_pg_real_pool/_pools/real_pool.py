@@ -316,7 +316,8 @@ class RealPool(ConnectionPool[Any]):
                 self._stats["returns_bad"] += 1
             _of_parent.warning("discarding closed connection: %s", conn)
             self._replace(conn)
-        elif self._is_expired(conn):
+        elif from_getconn or self._is_expired(conn):
+            # One that its check has refused would be the next to be given out.
             _of_parent.info("discarding expired connection")
             self._replace(conn)
         else:
