@@ -5,8 +5,8 @@ As context managers, or as pytest fixtures of the same purpose once a conftest.p
 
 - `different_connections()` / `real_pool_different_connections`: each checkout gets
   another physical connection, so that code which silently relies on session state fails.
-- `no_leases()` / `real_pool_no_leases`: whoever ends with a connection still checked
-  out fails.
+- `no_leases()` / `real_pool_no_leases`: code that leaves a connection checked out
+  fails.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def different_connections(using: str | None = None) -> Iterator[None]:
     """Let no wrapper of an alias get the same physical connection twice in a row.
 
     `using` is the database alias (None: "default"), in all threads.  Its pool must
-    have room for two connections; where a second one can't be had, the checkout
+    have room for two connections; if there is no second one, the checkout
     raises what the exhausted pool raises.  A lease that exists already goes on.
     """
     alias = using or DEFAULT_DB_ALIAS
@@ -51,7 +51,7 @@ def different_connections(using: str | None = None) -> Iterator[None]:
 
 
 def _use(made: Any, hooks: Any) -> None:
-    """Let a class, and each wrapper that there is of it, have other hooks."""
+    """Give a class, and each wrapper of it, other hooks."""
     made._hooks = hooks
     for lease in registry.leases():
         if type(lease.wrapper) is made:

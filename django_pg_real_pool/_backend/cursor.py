@@ -8,31 +8,32 @@ that is what all such copies have in common.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends.utils import CursorWrapper
 
 from .._lease.facts import Transaction, Use
+from .._lease.rule import Hold
 from .._session import changes_session, function_changes_session
 from .names import DJANGOS_GETATTR, DJANGOS_LOOP
 
 #: Looked up here once: it is needed for each query.
-NONE = Transaction.NONE
+NONE, CURSOR = Transaction.NONE, Hold.CURSOR
 
 if TYPE_CHECKING:
     from .names import Cursor as _Base
 else:
     _Base = object
 
-_CursorWrapper: Any = CursorWrapper  # whose stubs do not have what is not public
+_CursorWrapper: Any = CursorWrapper  # its stubs lack what is not public
 
 
 class AutoConnectionReleaseCursor(_Base):
     """The mixin that makes a Django cursor end its hold when it is closed.
 
     Unlike the cursor class beneath it, which only closes the driver's cursor, it then
-    tells the wrapper, which gives the connection back if nothing else holds it.  A
+    tells the lease, which gives the connection back if nothing else holds it.  A
     cursor whose lease has ended already changes nothing.
     """
 
@@ -48,7 +49,7 @@ class AutoConnectionReleaseCursor(_Base):
 
         What is looked at is the text that the server gets, whatever execute wrappers
         made of it.  Django closes its cursor when this raises an Exception.  After
-        anything else, a KeyboardInterrupt or a time limit, it would be dropped, and hold
+        anything else, such as a KeyboardInterrupt, it would be dropped unclosed, and hold
         its lease.
         """
         db, raw = self.db, self.cursor
@@ -69,7 +70,9 @@ class AutoConnectionReleaseCursor(_Base):
             if (change := changes_session(sql, raw)) is not None:
                 lease.session_changes(change, raw)
             if lease.transaction is NONE and (
-                not db.autocommit or db._hooks.driver.has_run(raw)
+                not db.autocommit
+                or db._hooks.driver.has_run(raw)
+                or len(lease.holds.now.get(CURSOR, ())) > 1
             ):
                 lease.before_statement(raw)
             if lease.noting is not None:
@@ -139,9 +142,9 @@ class _ClosesThroughBase(AutoConnectionReleaseCursor):
             self.db._lease.cursor_closed(raw)
 
 
-# Django finds these in the driver's cursor by `__getattr__`, and wraps them for their
-# errors, at each call; a query makes two.  One function for all three, that is told the
-# name, would take half of what this spares.
+# Django finds these in the driver's cursor by `__getattr__`, and wraps them to translate
+# errors, at each call; a query makes two.  One function for all three, given the name,
+# would cost half of what this saves.
 
 
 def _fetchone(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -174,7 +177,7 @@ def _fetchall(self: Any, *args: Any, **kwargs: Any) -> Any:
             raise
 
 
-#: Where somebody may have put such a method.
+#: Where a tool may have put such a method.
 _of_django = vars(CursorWrapper)
 
 _FETCHES = {"fetchone": _fetchone, "fetchmany": _fetchmany, "fetchall": _fetchall}
@@ -188,7 +191,7 @@ def hold_for(wrapper: Any, cursor: Any) -> Any:
     return cursor
 
 
-@cache
+@lru_cache(maxsize=256)
 def releasing_class(cursor_class: type[Any]) -> type[Any]:
     """Return the releasing subclass of a Django cursor class: one for each, for good."""
     mixin = (

@@ -17,8 +17,8 @@ def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
 
     With `discard` the pool is to make another one instead.
 
-    Otherwise what the statement did or raised is not disturbed: what database or
-    pool raise is logged.  Anything else, a time limit say, is raised in the end.
+    Otherwise the statement's result or error is not disturbed: what database or
+    pool raise is logged.  Anything else, such as a time limit, is raised at the end.
     """
     if lease.phase is Phase.RETURNED:
         forget(lease)  # interrupted, the last time, right after that
@@ -33,7 +33,7 @@ def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
             connection is physical or hooks.pool.physical(connection) is physical
         )
         if is_here:
-            # What nearly all connections are, after nearly all queries, comes first.
+            # First what is true after nearly all queries: it is as it was lent.
             is_as_lent = hooks.driver.mark_used(physical)
             if (discard or not is_as_lent or lease.debt or lease.sent_by_base) and (
                 discard or not _is_fit(lease, physical, is_as_lent)
@@ -99,7 +99,7 @@ def _to_autocommit(lease: Any, physical: Any) -> bool:
 def _clean(lease: Any) -> bool:
     """Make the session as new; return False if it must not be used again.
 
-    What it was used for is not disturbed: nothing is raised.
+    Nothing is raised: the request's own result is not disturbed.
     """
     if lease.debt is Debt.REPLACEMENT:
         return False
@@ -130,9 +130,9 @@ def _discard(lease: Any) -> None:
 
 
 def let_base_forget(lease: Any) -> None:
-    """Run the base's `close()` for a connection that has gone without it.
+    """Run the base's `close()` for a connection that went back without it.
 
-    What the base keeps on the wrapper is not true of the next one.
+    What the base keeps on the wrapper is wrong for the next one.
     """
     wrapper = lease.wrapper
     wrapper.connection = None

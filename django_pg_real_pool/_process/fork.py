@@ -1,8 +1,8 @@
 """After fork(): a child forgets its parent's connections and never touches them.
 
-Not one of them may be closed, not even politely: that would send a farewell on the
-parent's socket.  Nor may one be collected, so they are kept for the child's lifetime.
-And whoever has one all the same reaches nobody, because its socket is another.
+None of them may be closed: that would say goodbye on the parent's socket.  Nor may one be
+collected, so they are kept for the child's lifetime.  Code that still has one reaches
+nobody, because its socket was replaced.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def locked(method: F) -> F:
 
     @wraps(method)
     def run_with_one(self: Any, argument: Any) -> Any:
-        # The same again, for what each query does four times: *args takes half as long.
+        # The same without *args, which are slow: each query does this four times.
         me = get_ident()
         if self._holder == me:
             return method(self, argument)
