@@ -8,6 +8,7 @@ that is what all such copies have in common.
 
 from __future__ import annotations
 
+from _thread import get_ident
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +61,14 @@ class AutoConnectionReleaseCursor(_Base):
                 or self._has_own_loop
                 or _CursorWrapper._execute_with_wrappers is not DJANGOS_LOOP
             ):
+                depth = lease.wrapping
                 try:
-                    lease.wrapping += 1
+                    lease.wrapping = depth + 1
                     return super()._execute_with_wrappers(
                         sql, params, many, self._looking_first(executor)
                     )
                 finally:
-                    lease.wrapping -= 1
+                    lease.wrapping = depth
             if (change := changes_session(sql, raw)) is not None:
                 lease.session_changes(change, raw)
             if lease.transaction is NONE and (
@@ -77,18 +79,19 @@ class AutoConnectionReleaseCursor(_Base):
                 lease.before_statement(raw)
             if lease.noting is not None:
                 lease.note(sql, params, raw)
-            lease.is_seen = True
+            lease.seen_by = get_ident()
             return executor(sql, params, many, {"connection": db, "cursor": self})
         except Exception:
             raise
         except BaseException:
+            lease.cut_if_stuck()
             self.close()
             raise
 
     def _looking_first(self, executor: Any) -> Any:
         def execute(sql: Any, params: Any, *args: Any) -> Any:
             self._look_at(changes_session(sql, self.cursor), sql, params)
-            self.db._lease.is_seen = True
+            self.db._lease.seen_by = get_ident()
             return executor(sql, params, *args)
 
         return execute
@@ -104,7 +107,7 @@ class AutoConnectionReleaseCursor(_Base):
 
     def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
         self._look_at(function_changes_session(procname, self.cursor), procname, params)
-        self.db._lease.is_seen = True
+        self.db._lease.seen_by = get_ident()
         return super().callproc(procname, params, kparams)
 
     def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:

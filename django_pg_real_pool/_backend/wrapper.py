@@ -10,6 +10,7 @@ Neither decides anything: `wrapper._lease` does.
 from __future__ import annotations
 
 import time
+from _thread import get_ident
 from asyncio import _get_running_loop
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -297,8 +298,8 @@ class ConnectionReleaseMixin(_Base):
     def validate_no_broken_transaction(self) -> None:
         # Django's cursors call it before each statement, also those that a tool made.
         lease = self._lease
-        if lease.is_seen:
-            lease.is_seen = False
+        if lease.seen_by == get_ident():
+            lease.seen_by = 0
         else:
             lease.unseen_statement()
         super().validate_no_broken_transaction()

@@ -118,6 +118,13 @@ class Driver:
         """
         return False
 
+    def is_stuck(self, physical: Any) -> bool:
+        """Return whether the connection's own lock is held: perhaps by nobody."""
+        return False
+
+    def cut(self, physical: Any) -> None:
+        """Close a connection that is stuck, and release its lock."""
+
     def mode_if_ready(
         self, physical: Any, heard: Heard | None, window: float | None, now: float
     ) -> bool | None:

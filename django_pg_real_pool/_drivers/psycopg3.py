@@ -6,8 +6,8 @@ It is used through the objects it gave us, so that importing this needs no drive
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from operator import itemgetter
 from time import monotonic
@@ -129,9 +129,7 @@ class Psycopg(Driver):
     def mark_used(self, physical: Any) -> bool | None:
         known = physical.__dict__.get(KNOWN) or know(physical)
         known.used_at = monotonic()
-        # From Python 3.14 on, an interruption can leave psycopg's own lock held: whoever
-        # used the connection next would wait for ever.
-        if physical.pgconn.transaction_status == ACTIVE or physical.lock.locked():
+        if physical.pgconn.transaction_status == ACTIVE or self.is_stuck(physical):
             return None
         # As is_touched(), in as few steps as possible: this runs after each query.
         try:
@@ -139,6 +137,15 @@ class Psycopg(Driver):
         except KeyError:  # psycopg keeps them elsewhere
             is_untouched = not self.is_touched(physical)
         return is_untouched and bool(physical.autocommit)
+
+    def is_stuck(self, physical: Any) -> bool:
+        # From Python 3.14 on, an interruption can come between the acquiring of psycopg's
+        # own lock and the body of its `with`.
+        return bool(physical.lock.locked())
+
+    def cut(self, physical: Any) -> None:
+        end(physical)
+        physical.lock.release()
 
     def mode_if_ready(
         self, physical: Any, heard: Heard | None, window: float | None, now: float
@@ -251,7 +258,9 @@ class Psycopg(Driver):
         if physical.closed or physical.pgconn.transaction_status == ACTIVE:
             return False
         known = know(physical)
-        if known.client_side is not None and known.client_side != _client_side(physical):
+        if self.is_touched(physical) or (
+            known.client_side is not None and known.client_side != _client_side(physical)
+        ):
             return False
         physical.rollback()  # sends nothing where there is no transaction
         physical.autocommit = True  # DISCARD ALL refuses to be part of one
@@ -412,23 +421,31 @@ def _answers(pgconn: Any, known: Known) -> bool:
 def _noting(cursor_class: Any) -> Any:
     """Return `cursor_class` with its statements noted where their connection has `NOTED`."""
 
-    def note(cursor: Any, query: Any, params: Any) -> None:
-        noted = cursor.connection.__dict__.get(NOTED)
-        if noted is not None:
-            noted.append(statement(query, params, cursor))
+    @contextmanager
+    def note(cursor: Any, query: Any, params: Any) -> Iterator[None]:
+        physical = cursor.connection
+        noted = physical.__dict__.get(NOTED)
+        said = statement(query, params, cursor)
+        has_lasted = False
+        try:
+            yield
+            has_lasted = physical.pgconn.transaction_status == IDLE
+        finally:
+            if noted is not None:
+                # What failed, or may be rolled back, is told from what has set something.
+                noted.append(said if has_lasted else (f"(perhaps) {said[0]}", said[1]))
 
     class Noting(cursor_class):  # type: ignore[misc]
         __slots__ = ()
 
         def execute(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
-            note(self, query, params)
-            return super().execute(query, params, **kwargs)
+            with note(self, query, params):
+                return super().execute(query, params, **kwargs)
 
         def executemany(self, query: Any, params_seq: Any, **kwargs: Any) -> Any:
             params_seq = list(params_seq)
-            for params in params_seq:
-                note(self, query, params)
-            return super().executemany(query, params_seq, **kwargs)
+            with note(self, query, [params_seq]):
+                return super().executemany(query, params_seq, **kwargs)
 
     Noting.__name__ = cursor_class.__name__
     Noting.__qualname__ = cursor_class.__qualname__

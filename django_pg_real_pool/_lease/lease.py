@@ -97,8 +97,8 @@ class Lease:
         #: Where statements are noted now that belong to the connection and not to the user:
         #: while it is set up, and in a base's own `_cursor()`.
         self.noting: list[Statement] | None = None
-        #: Whether the statement that is about to be sent has been looked at.
-        self.is_seen = False
+        #: The thread that has looked at the statement which it is about to send; or 0.
+        self.seen_by = 0
         #: Above 0 while an execute wrapper of the user's is at work.
         self.wrapping = 0
         #: What a base's own `_cursor()` has sent during this lease; None: it has not run.
@@ -295,15 +295,16 @@ class Lease:
         Test runners do that to forbid the database.  Django's own method refuses a block
         whose connection was closed.  It arrives at `connect()`, and so at `open()`.
         """
+        before = self.in_base
         try:
-            self.in_base += 1
+            self.in_base = before + 1
             self.phase = Phase.ASKED
             self.wrapper.ensure_connection()
         except BaseException:
             self.drop()
             raise
         finally:
-            self.in_base -= 1
+            self.in_base = before
 
     def open(self) -> None:
         """Get a connection and make it ready.  When it raises, there is none."""
@@ -431,14 +432,14 @@ class Lease:
         """Make a cursor by a base's own `_cursor()`, which may run statements, and raise."""
         if not self.begin():
             return make()
-        before = set(self.holds.now.get(CURSOR, ()))
+        before, depth = set(self.holds.now.get(CURSOR, ())), self.in_base
         has_made = False
         try:
-            self.in_base += 1
+            self.in_base = depth + 1
             cursor = setup.make_base_cursor(self, make)
             has_made = True
         finally:
-            self.in_base -= 1
+            self.in_base = depth
             if not has_made:
                 for who in set(self.holds.now.get(CURSOR, ())) - before:
                     self.holds.happened(CURSOR_CLOSED, who)
@@ -610,6 +611,20 @@ class Lease:
         in_transaction = self.hooks.driver.transaction(physical, self.wrapper.autocommit)
         return in_transaction  # type: ignore[no-any-return]
 
+    def cut_if_stuck(self) -> None:
+        """Close a connection that an interruption has left locked, and unlock it.
+
+        Whoever uses it would wait for ever, even where it is closed.  Where threads share
+        it, another may be using it now.
+        """
+        physical = self.physical
+        if (
+            physical is not None
+            and not self.wrapper.allow_thread_sharing
+            and self.hooks.driver.is_stuck(physical)
+        ):
+            self.hooks.driver.cut(physical)
+
     @locked
     def end_transaction(self, was_told: bool) -> None:
         """Note that commit() or rollback() has been called, and settle.
@@ -618,6 +633,8 @@ class Lease:
         raised and the connection is broken, the transaction has ended, too.
         """
         if self.wrapper.connection is not None:
+            if not was_told:
+                self.cut_if_stuck()
             in_transaction = self._is_in_transaction()
             self.is_end_missing = bool(in_transaction) and not was_told
             if in_transaction is None or (was_told and self.hooks.driver.guesses):

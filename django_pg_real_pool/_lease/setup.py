@@ -96,42 +96,65 @@ def _set_up(lease: Any, announce: bool) -> bool:
 
     What is sent meanwhile is the connection's configuration.  What receivers send is noted,
     because it may be of this request: its user, its tenant.  Returns False, and the lease
-    has no connection then, if this one can't be rid of what another request has set.
+    has no connection then, where this one can't be made to be of this request alone.
     """
-    wrapper, hooks, physical = lease.wrapper, lease.hooks, lease.physical
-    before = hooks.driver.heard(physical)
-    with noting(lease):
-        if announce:
-            wrapper.check_settings()
-            hooks.pool.introduce(lease)
-        apply_autocommit(lease)
-        wrapper.init_connection_state()
+    driver, physical = lease.hooks.driver, lease.physical
+    before = driver.heard(physical)
+    _initialise(lease, announce)
     if not announce:
-        hooks.driver.mark_set_up(physical, before or ())
+        driver.mark_set_up(physical, before or ())
         return True
-    hooks.driver.restore(physical)
+    driver.restore(physical)
     if before is None:
-        hooks.driver.mark_set_up(physical, ())  # what a cleaning is to lead back to
+        driver.mark_set_up(physical, ())  # what a cleaning is to lead back to
     with noting(lease) as noted:
-        connection_created.send(sender=wrapper.__class__, connection=wrapper)
-    heard: Heard = (*noted, *hooks.driver.touches(physical))
+        connection_created.send(sender=lease.wrapper.__class__, connection=lease.wrapper)
+    heard: Heard = (*noted, *driver.touches(physical))
     if before and before != heard and not _sets_all_of(heard, before):
         # What was set then and not set now is of another request, perhaps.
         if clean(lease):
             return _set_up(lease, announce)
         _discard(lease)
         return False
-    if before == heard:
-        heard = before or ()  # the same object: it is compared by identity
-    if heard == lease.heard:
+    if lease.heard is not None and lease.heard != heard:
+        # Receivers say something else by now, but the session goes on as it began.
+        if not _say_again(lease, lease.heard, instead_of=heard):
+            _discard(lease)
+            return False
         heard = lease.heard
-    is_new = before is None
-    if is_new or hooks.init_every_time or connection_created.receivers:
-        # As they have left it, so it is to be from now on.
-        hooks.driver.mark_set_up(physical, heard)
+    elif lease.heard is not None:
+        heard = lease.heard  # the same object: it is compared by identity
+    elif before == heard:
+        heard = before or ()
+    if before is None or lease.hooks.init_every_time or connection_created.receivers:
+        # Whatever they made of it is how it is to be after a cleaning.
+        driver.mark_set_up(physical, heard)
     else:
-        hooks.driver.mark_heard(physical, heard)
+        driver.mark_heard(physical, heard)
     lease.heard = heard
+    return True
+
+
+def _initialise(lease: Any, announce: bool) -> None:
+    """Do what stock's connect() does before it sends connection_created."""
+    with noting(lease):
+        if announce:
+            lease.wrapper.check_settings()
+            lease.hooks.pool.introduce(lease)
+        apply_autocommit(lease)
+        lease.wrapper.init_connection_state()
+
+
+def _say_again(lease: Any, said: Heard, instead_of: Heard) -> bool:
+    """Let the session be as `said` has set it; return whether it is."""
+    if not _sets_all_of(said, instead_of):
+        if not clean(lease):
+            return False
+        _initialise(lease, announce=True)
+    try:
+        lease.hooks.driver.say(lease.physical, tuple(filter(_is_setter, said)))
+    except lease.hooks.failures:
+        return False
     return True
 
 
@@ -148,10 +171,20 @@ def clean(lease: Any) -> bool:
     return is_clean
 
 
+#: A statement that sets one thing, whose name is certain ...
 _SET = re.compile(
     r"\s*set\s+(?:session\s+)?([\w.]+)\s*(?:=|to\s)[^;]*;?\s*\Z", re.IGNORECASE
 )
-_SET_CONFIG = re.compile(r"set_config\s*\(\s*'([^'\\]+)'\s*,", re.IGNORECASE)
+#: ... and one that does nothing but to set some.
+_CONFIG = (
+    r"(?:pg_catalog\.)?set_config\s*\(\s*'([^'\\]+)'\s*,"
+    r"\s*(?:%s|%\(\w+\)s|'[^'\\]*')(?:::text)?\s*,"
+    r"\s*(?:false|'f(?:alse)?')\s*\)(?:\s+as\s+\w+)?"
+)
+_CONFIGS = re.compile(
+    rf"\s*select\s+{_CONFIG}(?:\s*,\s*{_CONFIG})*\s*;?\s*\Z", re.IGNORECASE
+)
+_CONFIG_NAME = re.compile(r"set_config\s*\(\s*'([^'\\]+)'", re.IGNORECASE)
 
 
 def _sets_all_of(now: Heard, before: Heard) -> bool:
@@ -164,16 +197,25 @@ def _what_is_set(heard: Heard) -> set[str]:
     found: set[str] = set()
     for sql, params in heard:
         text = sql if isinstance(sql, str) else repr(sql)
-        match, names = _SET.match(text), _SET_CONFIG.findall(text)
         if sql == TOUCHED:
-            pass  # undone before the receivers were sent
-        elif match is not None:
+            continue  # undone before the receivers were sent
+        if match := _SET.match(text):
             found.add(match.group(1).lower())
-        elif names and text.lower().count("set_config") == len(names) and ";" not in text:
-            found.update(name.lower() for name in names)
+        elif _CONFIGS.match(text):
+            found.update(name.lower() for name in _CONFIG_NAME.findall(text))
         else:
             found.add(f"{text} {params!r}")
     return found
+
+
+def _is_setter(said: Statement) -> bool:
+    """Return whether a statement only sets something, and can be said as often as one likes."""
+    sql, _ = said
+    return (
+        isinstance(sql, str)
+        and sql != TOUCHED
+        and bool(_SET.match(sql) or _CONFIGS.match(sql))
+    )
 
 
 def make_base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
@@ -200,14 +242,17 @@ def make_base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
 
 
 def _begin_anew(lease: Any, sent: Heard) -> None:
-    """Make the session as new under a cursor that a base has made; say again what it sent."""
+    """Clean the session under a cursor that a base has made; set again what it has set.
+
+    The base has no reason to set it once more.
+    """
     driver, physical = lease.hooks.driver, lease.physical
     driver.note_sent_by_base(physical, ())
     with outside_transaction(lease):
         if not (clean(lease) and _set_up(lease, announce=True)):
             driver.end(physical)  # nobody may use it as it is
             return
-        driver.say(physical, sent)
+        driver.say(physical, tuple(filter(_is_setter, sent)))
     apply_autocommit(lease)
 
 

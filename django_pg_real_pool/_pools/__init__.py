@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, Protocol
 
 from django.db.backends.base.base import NO_DB_ALIAS
@@ -187,6 +187,10 @@ def _copied(value: Any) -> Any:
     """
     if isinstance(value, dict):
         return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_copied(each) for each in value]
+    if isinstance(value, MethodType):
+        return value.__func__, _copied(value.__self__)
     if isinstance(value, (type, FunctionType)) or type(value).__eq__ is not object.__eq__:
         return value
     return type(value)
