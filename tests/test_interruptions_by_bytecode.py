@@ -1,0 +1,239 @@
+"""R3, R7, R10: an exception between any two bytecodes loses nothing, and leaves no lock.
+
+A sample of them in the ordinary suite; all of them with REAL_POOL_EVERY=1, which is what
+`nox -s interruptions` does.  Another sample of the same size: REAL_POOL_SEED=1, 2, ...
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, connections
+from faults import extra_alias
+from helpers import backend_pid, census, wait_until
+from interrupting import FAILING, PROGRAMS, interrupt, query_all
+from traffic import watch
+
+from django_pg_real_pool import pin_connection
+from django_pg_real_pool._process import reaper
+
+EVERY = int(os.environ.get("REAL_POOL_EVERY", "151"))
+SEED = int(os.environ.get("REAL_POOL_SEED", "0"))
+SAMPLE = f"REAL_POOL_EVERY={EVERY} REAL_POOL_SEED={SEED}"
+
+SIZE = 2
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+class Checked:
+    """An alias with a pool of its own, which is looked at after each interruption."""
+
+    def __init__(self, alias: str, observer: Any) -> None:
+        self.alias = alias
+        self.observer = observer
+        self.original: Any = connections[alias]
+        self.others = ThreadPoolExecutor(1)
+
+    @property
+    def pool(self) -> Any:
+        return self.original._connection_pools[self.alias]
+
+    @property
+    def is_native(self) -> bool:
+        return self.alias.endswith("native")
+
+    def free_for_others(self, lock: Any) -> bool:
+        def can_be_had() -> bool:
+            had: bool = lock.acquire(timeout=5)
+            if had:
+                lock.release()
+            return had
+
+        return self.others.submit(can_be_had).result()
+
+    def processes(self) -> int:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
+        (count,) = self.observer.execute(query, [self.alias]).fetchone()
+        return int(count)
+
+    def is_at_rest(self) -> bool:
+        reaper.reap()
+        if not self.is_native:
+            return census(self.alias).in_use == 0 and self.processes() <= SIZE
+        pool = self.pool
+        with pool._lock:
+            idle, members = list(pool._pool), dict(pool._members)
+        return (
+            len(idle) == SIZE == pool._nconns
+            and len({id(each) for each in idle}) == SIZE
+            and all(each._pool is None for each in idle)
+            and members == dict.fromkeys(idle)
+            and not pool._waiting
+            and self.processes() == SIZE
+        )
+
+    def check(self, wrapper: Any) -> None:
+        """Assert that a request that was interrupted has left nothing."""
+        lease = wrapper._lease
+        assert self.free_for_others(lease._lock), "the lease's lock is held"
+        assert lease._holder == 0, "the lease's lock is thought to be held"
+        if self.is_native:
+            pool = self.pool
+            assert self.free_for_others(pool._lock), "the pool's lock is held"
+            assert pool._holder == 0, "the pool's lock is thought to be held"
+            assert not pool._asking, "it is noted who asks"
+        wrapper.close()
+        wrapper.in_atomic_block = False
+        wrapper.close()
+        assert wrapper.connection is None
+        try:
+            wait_until(self.is_at_rest, "all connections are idle")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.describe()}") from None
+        assert wrapper.get_autocommit(), "autocommit is off"
+        backend_pid(self.alias)
+        assert wrapper.connection is None, f"held after a query: {lease}"
+        with pin_connection(self.alias):
+            pid = backend_pid(self.alias)
+            assert backend_pid(self.alias) == pid
+        assert wrapper.connection is None, f"held after a pin: {lease}"
+
+    def describe(self) -> str:
+        if not self.is_native:
+            return f"{census(self.alias)}, {self.processes()} processes"
+        pool = self.pool
+        return (
+            f"idle {list(pool._pool)}, counted {pool._nconns}, members {pool._members}, "
+            f"waiting {pool._waiting}, {self.processes()} processes"
+        )
+
+    def visit(
+        self, program: Callable[[], Any], is_used: bool, every: int = EVERY
+    ) -> list[str]:
+        """Interrupt a program at each moment of the sample; return what went wrong."""
+        found: list[str] = []
+        first = random.Random(SEED).randrange(every) + 1
+        moment, hit = first, None
+        while hit is None or hit:
+            wrapper: Any = self.original.copy()
+            connections[self.alias] = wrapper
+            if is_used:
+                backend_pid(self.alias)
+            with watch(self.alias) as traffic:
+                hit = interrupt(moment, program, by_bytecode=True)
+                try:
+                    self.check(wrapper)
+                except (AssertionError, DatabaseError) as error:
+                    found.append(f"interrupted {hit} ({moment}): {error!r}")
+            balance = Counter[int]()
+            for move in traffic.moves:
+                balance[move.pid] += 1 if move.direction == "out" else -1
+                if balance[move.pid] not in (0, 1):
+                    found.append(f"interrupted {hit}: {move.direction} twice: {move}")
+            if found and every > 1:
+                break
+            if found and hit and not self.mend():
+                break
+            moment += every
+        connections[self.alias] = self.original
+        assert moment > first, "nothing was interrupted"
+        return found
+
+    def mend(self) -> bool:
+        """Make another pool; return whether one can go on, to find more."""
+        connections[self.alias] = self.original
+        if not self.is_native:
+            return False
+        with suppress(Exception):
+            self.original._connection_pools.pop(self.alias)
+        backend_pid(self.alias)
+        with suppress(AssertionError):
+            wait_until(self.is_at_rest, "all connections are idle")
+        return True
+
+
+@contextmanager
+def checked(engine: str, observer: Any, **options: Any) -> Iterator[Checked]:
+    name = f"interrupted_{engine}"
+    options = {"application_name": name, **options}
+    if engine == "native":
+        options["pool"] = {"min_size": SIZE, "max_size": SIZE, **options.get("pool", {})}
+    with extra_alias(name, engine, size=SIZE, OPTIONS=options) as alias:
+        backend_pid(alias)
+        one = Checked(alias, observer)
+        one.original.close()
+        wait_until(one.is_at_rest, "it has begun")
+        yield one
+        one.others.shutdown()
+
+
+@pytest.mark.parametrize("engine", ["native", "dj"])
+@pytest.mark.parametrize("is_used", [False, True])
+@pytest.mark.parametrize("program", [*PROGRAMS, *FAILING])
+def test_an_interruption_at_any_bytecode_loses_nothing(
+    engine: str, is_used: bool, program: Callable[[str], None], observer: Any
+) -> None:
+    """R3, R7, R10: nothing in use, none lost, none twice; and no lock left held."""
+    with checked(engine, observer) as one:
+        found = one.visit(lambda: program(one.alias), is_used)
+    assert not found, SAMPLE + "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("is_in_vain", [False, True])
+def test_an_interruption_of_a_wait_loses_nothing(is_in_vain: bool, observer: Any) -> None:
+    """R3, R10: all connections are out, and come back while somebody waits, or do not."""
+    pool_options = {"timeout": 0.02 if is_in_vain else 5}
+    with checked("native", observer, pool=pool_options) as one:
+        is_over = threading.Event()
+
+        def wait() -> None:
+            is_over.clear()
+            lent = one.others.submit(borrow).result()
+            returning = threading.Thread(target=give_back, args=(lent,))
+            if not is_in_vain:
+                returning.start()
+            try:
+                with suppress(DatabaseError):
+                    query_all(one.alias)
+            finally:
+                is_over.set()
+                if is_in_vain:
+                    returning.start()
+                returning.join()
+
+        def borrow() -> list[Any]:
+            return [one.pool.getconn(5) for _ in range(SIZE)]
+
+        def give_back(lent: list[Any]) -> None:
+            wait_until(
+                lambda: bool(one.pool._waiting) or is_over.is_set(), "somebody waits"
+            )
+            for each in lent:
+                one.pool.putconn(each)
+
+        found = one.visit(wait, is_used=True)
+    assert not found, SAMPLE + "\n" + "\n".join(found)
+
+
+def test_an_interruption_of_others_that_use_the_pool_loses_nothing(observer: Any) -> None:
+    """R3, R10: by the pool's own context manager; what it lost is told, as on stock."""
+    with checked("native", observer) as one:
+
+        def use() -> None:
+            with one.pool.connection() as connection:
+                connection.execute("SELECT 1")
+
+        found = one.visit(use, is_used=False, every=min(EVERY, 11))
+    assert not found, SAMPLE + "\n" + "\n".join(found)
