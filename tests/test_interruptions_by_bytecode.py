@@ -119,10 +119,8 @@ class Checked:
             f"waiting {pool._waiting}, {self.processes()} processes"
         )
 
-    def visit(
-        self, program: Callable[[], Any], is_used: bool, every: int = EVERY
-    ) -> list[str]:
-        """Interrupt a program at each moment of the sample; return what went wrong."""
+    def visit(self, program: Callable[[], Any], is_used: bool, every: int = EVERY) -> None:
+        """Interrupt a program at each moment of the sample; tell what went wrong."""
         found: list[str] = []
         first = random.Random(SEED).randrange(every) + 1
         moment, hit = first, None
@@ -149,7 +147,7 @@ class Checked:
             moment += every
         connections[self.alias] = self.original
         assert moment > first, "nothing was interrupted"
-        return found
+        assert not found, SAMPLE + "\n" + "\n".join(found)
 
     def mend(self) -> bool:
         """Make another pool; return whether one can go on, to find more."""
@@ -187,8 +185,7 @@ def test_an_interruption_at_any_bytecode_loses_nothing(
 ) -> None:
     """R3, R7, R10: nothing in use, none lost, none twice; and no lock left held."""
     with checked(engine, observer) as one:
-        found = one.visit(lambda: program(one.alias), is_used)
-    assert not found, SAMPLE + "\n" + "\n".join(found)
+        one.visit(lambda: program(one.alias), is_used)
 
 
 @pytest.mark.parametrize("is_in_vain", [False, True])
@@ -223,8 +220,7 @@ def test_an_interruption_of_a_wait_loses_nothing(is_in_vain: bool, observer: Any
             for each in lent:
                 one.pool.putconn(each)
 
-        found = one.visit(wait, is_used=True)
-    assert not found, SAMPLE + "\n" + "\n".join(found)
+        one.visit(wait, is_used=True)
 
 
 def test_an_interruption_of_others_that_use_the_pool_loses_nothing(observer: Any) -> None:
@@ -235,5 +231,4 @@ def test_an_interruption_of_others_that_use_the_pool_loses_nothing(observer: Any
             with one.pool.connection() as connection:
                 connection.execute("SELECT 1")
 
-        found = one.visit(use, is_used=False, every=min(EVERY, 11))
-    assert not found, SAMPLE + "\n" + "\n".join(found)
+        one.visit(use, is_used=False, every=min(EVERY, 11))

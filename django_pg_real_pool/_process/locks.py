@@ -48,11 +48,11 @@ def locked(method: F, blocking: bool = True) -> F:
                 self._holder = 0
                 lock.release()
             except BaseException:
-                # No call comes before release(): it is in calls that Python looks for
-                # signals.
+                # No call comes before release(), not even that of suppress(): it is in
+                # calls that Python looks for signals.
                 if self._holder == me:
                     self._holder = 0
-                try:
+                try:  # noqa: SIM105
                     lock.release()
                 except RuntimeError:  # this thread does not have it
                     pass
@@ -62,7 +62,7 @@ def locked(method: F, blocking: bool = True) -> F:
             if not is_over:
                 if self._holder == me:
                     self._holder = 0
-                try:
+                try:  # noqa: SIM105
                     lock.release()
                 except RuntimeError:
                     pass
