@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import gc
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,11 @@ from django_pg_real_pool import pin_connection
 #: What is interrupted: this library, and the pool beneath it.
 WATCHED = (*django_pg_real_pool.__path__, *psycopg_pool.__path__)
 
+#: Of how many moments one is visited; all of them with 1.
+EVERY = int(os.environ.get("REAL_POOL_EVERY", "199"))
+SEED = int(os.environ.get("REAL_POOL_SEED", "0"))
+SAMPLE = f"REAL_POOL_EVERY={EVERY} REAL_POOL_SEED={SEED}"
+
 Tick = Callable[[str, "FrameType | None"], None]
 
 
@@ -33,6 +39,11 @@ def with_contexts(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__context__
+
+
+def first_of(every: int) -> int:
+    """Return the first moment to be visited, if that is to be each so many."""
+    return random.Random(SEED).randrange(every) + 1
 
 
 class Hit:
