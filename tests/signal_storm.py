@@ -9,6 +9,7 @@ printed as ignored or swallowed, connections that the pool missed.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -228,6 +229,7 @@ def main() -> int:
 
     django.setup()
     logging.disable()
+    faulthandler.dump_traceback_later(options.seconds * 3 + 20, exit=True)
     result = Storm(engines[0]).run(options.seconds)
     print(json.dumps(asdict(result)), flush=True)
     return 0
