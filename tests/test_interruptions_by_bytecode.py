@@ -104,7 +104,6 @@ class Checked:
             pool = self.pool
             assert self.free_for_others(pool._lock), "the pool's lock is held"
             assert pool._holder == 0, "the pool's lock is thought to be held"
-            assert not pool._asking, "it is noted who asks"
         wrapper.close()
         wrapper.in_atomic_block = False
         wrapper.close()
