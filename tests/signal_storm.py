@@ -30,8 +30,16 @@ TIMEOUT = 1.0
 SOON, LATE = 50e-6, 500e-6
 
 
+#: Seconds after which something that a request does is taken for a hang.
+HANGING = 5.0
+
+
 class Stop(BaseException):
     """What the handler raises."""
+
+
+class Hang(BaseException):
+    """What the handler raises later: something waits for a lock that nobody will release."""
 
 
 @dataclass
@@ -50,6 +58,8 @@ class Result:
     swallowed: int = 0
     #: Connections that the pool missed: when it was exhausted, or in the end.
     lost: int = 0
+    #: Where something has waited for ever, and how often.
+    hangs: dict[str, int] = field(default_factory=dict)
     #: What else was raised.
     errors: dict[str, int] = field(default_factory=dict)
 
@@ -73,6 +83,13 @@ class Storm:
         options["pool"] = {"min_size": SIZE, "max_size": SIZE, "timeout": TIMEOUT}
         self.others = ThreadPoolExecutor(1)
         self.errors: Counter[str] = Counter()
+        self.hangs: Counter[str] = Counter()
+        #: Whether the next signal says that something hangs.
+        self.is_guarding = False
+
+    def guard(self) -> None:
+        self.is_guarding = True
+        signal.setitimer(signal.ITIMER_REAL, HANGING)
 
     @property
     def wrapper(self) -> Any:
@@ -81,7 +98,11 @@ class Storm:
     def run(self, seconds: float) -> Result:
         result = self.result
 
-        def stop(*args: Any) -> None:
+        def stop(number: int, frame: Any) -> None:
+            if self.is_guarding:
+                self.hangs[f"{frame.f_code.co_filename}:{frame.f_lineno}"] += 1
+                raise Hang
+            self.guard()
             result.signals += 1
             raise Stop
 
@@ -95,7 +116,11 @@ class Storm:
         while time.monotonic() < until:
             self.run_one(random.uniform(SOON, LATE))
             result.requests += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
         self.look_for_lost()
+        result.hangs = {
+            where.split("site-packages/")[-1]: n for where, n in self.hangs.items()
+        }
         result.errors = dict(self.errors)
         return result
 
@@ -104,18 +129,26 @@ class Storm:
         ignored = result.ignored
         try:
             try:
+                self.is_guarding = False
                 signal.setitimer(signal.ITIMER_REAL, after)
                 self.request()
             finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                self.guard()
+        except Hang:
+            self.replace_pool()
+            heard = True
         except BaseException as error:  # noqa: BLE001 - whatever a request may raise
             heard = has_stopped(error)
             if not heard:
                 self.errors[type(error).__name__] += 1
         if result.signals > raised and not heard and result.ignored == ignored:
             result.swallowed += 1
-        self.look_at_locks()
-        self.end_request()
+        try:
+            self.guard()
+            self.look_at_locks()
+            self.end_request()
+        except Hang:
+            self.replace_pool()
 
     def request(self) -> None:
         from django.db import transaction
@@ -188,8 +221,10 @@ class Storm:
 
     def replace_pool(self) -> None:
         """Leave the pool as it is, where its lock can't be had: nobody could close it."""
-        self.wrapper.connection = None
-        self.wrapper._connection_pools.pop(self.alias, None)
+        self.guard()
+        wrapper = self.wrapper
+        wrapper.connection = None
+        wrapper._connection_pools.pop(self.alias, None)
         del self.connections[self.alias]
 
 
@@ -214,6 +249,9 @@ def main() -> int:
             for name in ("pool_locks", "lease_locks", "ignored", "swallowed", "lost")
             if getattr(ours, name) > getattr(stock, name)
         ]
+        hangs, of_stock = sum(ours.hangs.values()), sum(stock.hangs.values())
+        if hangs > of_stock:
+            wrong.append(f"hangs: {hangs}, on stock {of_stock}")
         print("\n".join(wrong or ["Ours is no worse than stock."]))
         return 1 if wrong else 0
 
@@ -229,7 +267,9 @@ def main() -> int:
 
     django.setup()
     logging.disable()
-    faulthandler.dump_traceback_later(options.seconds * 3 + 20, exit=True)
+    faulthandler.dump_traceback_later(
+        options.seconds * 3 + 20, exit=True
+    )  # all else failed
     result = Storm(engines[0]).run(options.seconds)
     print(json.dumps(asdict(result)), flush=True)
     return 0
