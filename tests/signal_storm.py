@@ -88,6 +88,7 @@ class Storm:
         self.is_guarding = False
 
     def guard(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         self.is_guarding = True
         signal.setitimer(signal.ITIMER_REAL, HANGING)
 
@@ -101,6 +102,7 @@ class Storm:
         def stop(number: int, frame: Any) -> None:
             if self.is_guarding:
                 self.hangs[f"{frame.f_code.co_filename}:{frame.f_lineno}"] += 1
+                self.guard()  # what comes next may hang as well
                 raise Hang
             self.guard()
             result.signals += 1
@@ -109,6 +111,7 @@ class Storm:
         def count_ignored(unraisable: Any) -> None:
             if isinstance(unraisable.exc_value, Stop):
                 result.ignored += 1
+                self.errors[f"ignored in {unraisable.object!r:.80}"] += 1
 
         sys.unraisablehook = count_ignored
         signal.signal(signal.SIGALRM, stop)
