@@ -245,6 +245,15 @@ def property_(session: nox.Session) -> None:
     )
 
 
+@nox.session
+def interruptions(session: nox.Session) -> None:
+    """Interrupt at every bytecode, then by real signals beside stock.  Takes an hour."""
+    install(session, "test")
+    modules = ["tests/test_interruptions.py", "tests/test_interruptions_by_bytecode.py"]
+    session.run("pytest", *modules, *session.posargs, env={"REAL_POOL_EVERY": "1"})
+    session.run("python", "tests/signal_storm.py")
+
+
 @nox.session(tags=["ci"])
 def coverage(session: nox.Session) -> None:
     """Measure how much of the package the tests run: all lines, all branches."""

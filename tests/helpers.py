@@ -62,12 +62,12 @@ def _census_of_native(pool: Any) -> Census:
         time.sleep(0.005)
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:
     """Poll until `condition()` holds; fail, saying what was awaited, at the deadline."""
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"still not so after {DEADLINE} s: {what}")
+            raise AssertionError(f"still not so after {seconds} s: {what}")
         time.sleep(0.005)
 
 

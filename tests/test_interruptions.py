@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import gc
-import os
 import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -24,8 +22,17 @@ from django.db import (
 )
 from django.db.transaction import atomic
 from helpers import backend_pid, census, forget_pool, wait_until
+from interrupting import (
+    EVERY,
+    PROGRAMS,
+    SAMPLE,
+    Hit,
+    first_of,
+    interrupt,
+    query_all,
+    with_contexts,
+)
 from leases import (
-    ROWS,
     Stop,
     add,
     assert_usable,
@@ -33,10 +40,13 @@ from leases import (
 )
 from traffic import DryPool, warm_up, watch
 
-import django_pg_real_pool
 from django_pg_real_pool import pin_connection
+from django_pg_real_pool._process import reaper
 
 pytest_plugins = ["fix_traffic"]
+
+#: Of how many moments one is visited: see test_interruptions_by_bytecode.py.
+FEWER = min(EVERY, 11)
 
 
 @pytest.fixture(autouse=True)
@@ -83,12 +93,6 @@ def interrupted_by(number: signal.Signals, observer: Any, query: str) -> Iterato
 
 def raised_by(number: signal.Signals) -> type[BaseException]:
     return KeyboardInterrupt if number is signal.SIGINT else SystemExit
-
-
-def with_contexts(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__context__
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -206,97 +210,10 @@ def test_an_exception_thrown_into_a_waiting_thread_leaks_nothing(
     assert_usable(brief.alias, observer)
 
 
-OURS = os.path.dirname(django_pg_real_pool.__file__)
-
-
-def is_ours(frame: Any) -> bool:
-    return frame is not None and frame.f_code.co_filename.startswith(OURS)
-
-
-def interrupt(moment: int, run: Callable[[], Any]) -> str | None:
-    """Throw Stop into `run` where Python would deliver the `moment`-th interruption.
-
-    That is where this library's code calls or is called, and where a built-in that it
-    called has returned: there the interpreter looks for signals and thrown exceptions.
-    Returns where it hit, or None if `run` came to its end before.
-    """
-    moments = 0
-    hit = None
-
-    def profile(frame: Any, event: str, argument: Any) -> None:
-        nonlocal moments, hit
-        if (event == "call" and (is_ours(frame) or is_ours(frame.f_back))) or (
-            event == "c_return" and is_ours(frame)
-        ):
-            moments += 1
-            if moments == moment:
-                sys.setprofile(None)
-                name = getattr(argument, "__name__", "")
-                place = frame if is_ours(frame) else frame.f_back
-                hit = (
-                    f"{event} {frame.f_code.co_name} {name} at "
-                    f"{os.path.basename(place.f_code.co_filename)}:{place.f_lineno}"
-                )
-                raise Stop
-
-    gc.disable()  # a finaliser is not what is to be interrupted
-    sys.setprofile(profile)
-    try:
-        run()
-    except BaseException as error:
-        # What a block raises at its end, on top, is its own affair, as in stock.
-        if Stop not in map(type, with_contexts(error)):
-            raise
-    finally:
-        sys.setprofile(None)
-        gc.enable()
-    return hit
-
-
-def query_all(alias: str) -> None:
-    with connections[alias].cursor() as cursor:
-        cursor.execute("SELECT 1")
-
-
-def block_all(alias: str) -> None:
-    with atomic(using=alias), atomic(using=alias):
-        query_all(alias)
-
-
-def pin_all(alias: str) -> None:
-    with pin_connection(alias):
-        query_all(alias)
-
-
-def iterate_all(alias: str) -> None:
-    with connections[alias].chunked_cursor() as cursor:
-        cursor.execute(ROWS.format(10))
-        cursor.fetchone()
-        query_all(alias)
-
-
-def commit_all(alias: str) -> None:
-    wrapper = connections[alias]
-    wrapper.set_autocommit(False)
-    query_all(alias)
-    wrapper.commit()
-    wrapper.set_autocommit(True)
-
-
-def close_all(alias: str) -> None:
-    cursor = connections[alias].cursor()
-    cursor.execute("SELECT 1")
-    connections[alias].close()
-
-
-def connect_all(alias: str) -> None:
-    connections[alias].ensure_connection()
-    query_all(alias)
-
-
-def drop_all(alias: str) -> None:
-    connections[alias].cursor()
-    query_all(alias)
+def is_at_rest(alias: str) -> bool:
+    """Return whether nothing is out, once the reaper has been, which takes its time."""
+    reaper.reap()
+    return census(alias).in_use == 0
 
 
 # Not the user's own pool: what is thrown into its code before it has noted whom it gave
@@ -305,19 +222,7 @@ def drop_all(alias: str) -> None:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("used", [False, True])
-@pytest.mark.parametrize(
-    "program",
-    [
-        query_all,
-        block_all,
-        pin_all,
-        iterate_all,
-        commit_all,
-        close_all,
-        connect_all,
-        drop_all,
-    ],
-)
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_an_interruption_at_any_moment_leaks_nothing(
     warm: str, program: Any, used: bool, observer: Any
 ) -> None:
@@ -328,10 +233,9 @@ def test_an_interruption_at_any_moment_leaks_nothing(
     """
     original = connections[warm]
     found: list[str] = []
-    moment = 0
-    hit: str | None = ""
-    while hit is not None and not found:
-        moment += 1
+    first = moment = first_of(FEWER)
+    hit: Hit | None = None
+    while (hit is None or hit) and not found:
         wrapper: Any = original.copy()
         connections[warm] = wrapper
         if used:
@@ -342,7 +246,7 @@ def test_an_interruption_at_any_moment_leaks_nothing(
             wrapper.in_atomic_block = False
             try:
                 assert wrapper.connection is None
-                wait_until(lambda: census(warm).in_use == 0, "all connections are idle")
+                wait_until(lambda: is_at_rest(warm), "all connections are idle")
                 assert wrapper.get_autocommit(), "autocommit is off"
                 pid = backend_pid(warm)
                 assert wrapper.connection is None, f"held after a query: {wrapper._lease}"
@@ -358,11 +262,12 @@ def test_an_interruption_at_any_moment_leaks_nothing(
                 balance[move.pid] += 1 if move.direction == "out" else -1
                 if balance[move.pid] not in (0, 1):
                     found.append(f"interrupted at {hit}: {move.direction} twice: {move}")
+        moment += FEWER
     connections[warm] = original
     if found:
         replace_pool(warm)
-    assert not found
-    assert moment > 20, "nothing was interrupted"
+    assert not found, SAMPLE
+    assert moment > first + FEWER, "nothing was interrupted"
 
 
 @pytest.mark.parametrize("alias", ["native", "dj"])
@@ -374,10 +279,9 @@ def test_after_an_interrupted_query_the_next_is_as_ever(
     """R3: without any close() in between, it commits and releases as if nothing was."""
     original = connections[warm]
     found: list[str] = []
-    moment = 0
-    hit: str | None = ""
-    while hit is not None and not found:
-        moment += 1
+    first = moment = first_of(FEWER)
+    hit: Hit | None = None
+    while (hit is None or hit) and not found:
         wrapper: Any = original.copy()
         connections[warm] = wrapper
         if used:
@@ -388,15 +292,16 @@ def test_after_an_interrupted_query_the_next_is_as_ever(
             add(warm, f"after {moment}")
             assert committed(observer)[-1:] == [f"after {moment}"]
             assert wrapper.connection is None, f"held: {wrapper._lease}"
-            wait_until(lambda: census(warm).in_use == 0, "all connections are idle")
+            wait_until(lambda: is_at_rest(warm), "all connections are idle")
         except (AssertionError, DatabaseError) as error:
             found.append(f"interrupted at {hit}: {error!r}, {census(warm)}")
         wrapper.close()
+        moment += FEWER
     connections[warm] = original
     if found:
         replace_pool(warm)
-    assert not found
-    assert moment > 20, "nothing was interrupted"
+    assert not found, SAMPLE
+    assert moment > first + FEWER, "nothing was interrupted"
 
 
 def replace_pool(alias: str) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -18,10 +16,8 @@ from django.db import OperationalError, connections
 from django.db.transaction import atomic
 from faults import PLAIN, extra_alias
 from helpers import DEADLINE, backend_pid, run_in_thread, wait_until
-from leases import Stop
+from interrupting import Hit, interrupt
 from tcp_proxy import Proxy
-
-import django_pg_real_pool
 
 pytest_plugins = ["fix_faults"]
 
@@ -139,48 +135,6 @@ def test_a_burst_meets_no_connection_beyond_its_lifetime(
 
 # ##### A lost connection is replaced once #####
 
-WATCHED = (*django_pg_real_pool.__path__, *psycopg_pool.__path__)
-
-
-def is_watched(frame: Any) -> bool:
-    return frame is not None and frame.f_code.co_filename.startswith(WATCHED)
-
-
-def interrupt(moment: int, run: Callable[[], Any]) -> str | None:
-    """Throw Stop into `run` at the `moment`-th call of this library's or the pool's.
-
-    Also where a built-in has returned to them: there the interpreter looks for signals.
-    Returns where it hit, or None if `run` came to its end before.
-    """
-    moments, hit = 0, None
-
-    def profile(frame: Any, event: str, argument: Any) -> None:
-        nonlocal moments, hit
-        if (event == "call" and (is_watched(frame) or is_watched(frame.f_back))) or (
-            event == "c_return" and is_watched(frame)
-        ):
-            moments += 1
-            if moments == moment:
-                sys.setprofile(None)
-                file = os.path.basename(frame.f_code.co_filename)
-                hit = f"{event} {frame.f_code.co_name} at {file}:{frame.f_lineno}"
-                raise Stop
-
-    gc.disable()  # a finaliser is not what is to be interrupted
-    sys.setprofile(profile)
-    try:
-        run()
-    except BaseException as error:
-        # What is raised on top, at the end of what was interrupted, is as on stock.
-        while not isinstance(error, Stop):
-            if error.__context__ is None:
-                raise
-            error = error.__context__
-    finally:
-        sys.setprofile(None)
-        gc.enable()
-    return hit
-
 
 @pytest.mark.parametrize(
     ("engine", "ends"),
@@ -192,7 +146,7 @@ def test_a_broken_connection_is_replaced_once_whatever_its_checkin_meets(
     """R10: `max_size` 2 is two server processes, also after many interruptions."""
     caplog.set_level("CRITICAL", "psycopg.pool")  # a record of it would keep it alive
     size, found = 2, ""
-    hit: str | None = ""
+    hit: Hit | None = None
     with extra_alias(
         f"broken_{engine}", engine, size=size, OPTIONS=named(engine, size)
     ) as name:
@@ -203,7 +157,7 @@ def test_a_broken_connection_is_replaced_once_whatever_its_checkin_meets(
             # SQLAlchemy makes another when somebody asks for it.
             return count == size if engine == "native" else count <= size
 
-        while hit is not None and not found:
+        while (hit is None or hit) and not found:
             moment += 1
             wrapper: Any = original.copy()
             connections[name] = wrapper

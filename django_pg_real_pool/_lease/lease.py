@@ -374,9 +374,9 @@ class Lease:
 
     def cursor_closed(self, raw: Any) -> None:
         """End a cursor's hold.  A cursor of an earlier lease changes nothing."""
-        ident = get_ident()
-        if ident == collector.collecting or (
-            ident != self.wrapper._thread_ident and not self.wrapper.allow_thread_sharing
+        if collector.here.is_at_work or (
+            get_ident() != self.wrapper._thread_ident
+            and not self.wrapper.allow_thread_sharing
         ):
             # Leave it to this wrapper's next entry, or to the reaper.
             who = id(raw)

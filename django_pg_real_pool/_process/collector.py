@@ -1,28 +1,34 @@
-"""Tells on which thread Python is collecting garbage: nothing may be released there.
+"""Tells whether this thread is collecting garbage: nothing may be released there.
 
 The collector runs at any moment, so perhaps under a pool's lock, and in any thread; what
 it finds may be a generator, and to end one is to close the cursor that it reads from.
+
+Python tells of a collection by a callback.  An exception that a signal handler or a time
+limit throws while a callback runs is printed and gone, and with it the time limit.  So
+this one is made of built-ins alone, where Python looks for neither: it gets an attribute
+whose name is the phase, and to get that sets another.
 """
 
 from __future__ import annotations
 
 import gc
-from _thread import get_ident
-from collections.abc import Mapping
-
-#: The thread that collects now, if there is one: only one can at a time.
-collecting: int | None = None
+from functools import partial
+from operator import methodcaller
+from threading import local
 
 
-def forget() -> None:
-    """In a forked child: another thread of the parent may have been collecting."""
-    global collecting
-    collecting = None
+class _Collector(local):
+    """Of each thread its own, and of a forked child its own."""
+
+    #: Whether this thread collects now.
+    is_at_work = False
+
+    # What gc.callbacks calls the phases.
+    start = property(methodcaller("__setattr__", "is_at_work", True))
+    stop = property(methodcaller("__setattr__", "is_at_work", False))
 
 
-def _note(phase: str, _: Mapping[str, int]) -> None:
-    global collecting
-    collecting = get_ident() if phase == "start" else None
+here = _Collector()
 
-
-getattr(gc, "callbacks", []).append(_note)  # of CPython
+# It is called with the phase and a dict, which is the default that getattr() never needs.
+getattr(gc, "callbacks", []).append(partial(getattr, here))  # of CPython

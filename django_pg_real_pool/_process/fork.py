@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from . import collector, reaper, registry
+from . import reaper, registry
 
 #: What a child inherited.  Its only use is that nothing in it is ever collected.
 _inherited: list[Any] = []
@@ -24,7 +24,6 @@ def _forget_parent() -> None:
     for cut in _cutting:
         cut()
     _inherited.append(registry.forget())
-    collector.forget()
     _inherited.extend(each.abandon() for each in registry.adapters())
     _inherited.extend(each.forget_parent() for each in registry.leases())
     _inherited.append(reaper.forget())
