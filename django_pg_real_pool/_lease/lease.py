@@ -298,6 +298,8 @@ class Lease:
         before = self.in_base
         try:
             self.in_base = before + 1
+            if self.phase is Phase.RETURNED:
+                giving_back.forget(self)  # what was interrupted, the last time
             self.phase = Phase.ASKED
             self.wrapper.ensure_connection()
         except BaseException:
