@@ -797,6 +797,7 @@ class Lease:
         is_simple = not self.debt and self.wrapper.autocommit and not self.hooks.close
         if not self.holds.now and not is_simple:
             self._break()
+        self.in_base = 0  # an interruption at its end has left it
         self._settle()
         self._warn_of(lost)
 
