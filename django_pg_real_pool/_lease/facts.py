@@ -44,12 +44,12 @@ F, A, T, H, G, C, R = Phase
 #: Each change of phase that there is.  The first of each pair is where an interruption can
 #: leave a lease; the next entry then goes on from there.
 MOVES: dict[Phase, frozenset[Phase]] = {
-    F: frozenset({F, A, T, C}),
+    F: frozenset({F, A, T}),
     A: frozenset({F, T}),
-    T: frozenset({F, T, H, G, C}),
-    H: frozenset({F, T, G, C}),
-    G: frozenset({F, T, R}),
-    C: frozenset({F, R}),
+    T: frozenset({F, H, G, C, R}),
+    H: frozenset({F, A, T, G, C, R}),
+    G: frozenset({F, R}),
+    C: frozenset({F, A, T, R}),
     R: frozenset({F}),
 }
 
