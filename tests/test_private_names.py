@@ -530,20 +530,20 @@ def test_a_connection_that_fails_its_check_comes_back_by_the_same_way() -> None:
     """Told apart by an argument, because it is counted otherwise."""
 
     def check(connection: Any) -> None:
-        pool._check = None
+        checked._check = None
         connection.close()
         raise psycopg.OperationalError
 
     kind, calls = recording("_putconn", "_return_connection")
-    with opened(kind) as pool:
-        (connection,) = pool._pool
-        pool._check = check
-        pool.getconn()
+    with opened(kind) as checked:
+        (connection,) = checked._pool
+        checked._check = check
+        checked.getconn()
         assert calls == [
             ("_putconn", connection, {"from_getconn": True}),
             ("_return_connection", connection, {"from_getconn": True}),
         ]
-        assert pool.get_stats()["connections_lost"] == 1
+        assert checked.get_stats()["connections_lost"] == 1
 
 
 @means("pool", "_reset", "ReturnConnection", "run_task")
@@ -698,7 +698,7 @@ def test_who_waits_is_served_in_its_turn(pool: Any) -> None:
     held = [pool.getconn() for _ in range(pool.max_size)]
     given: dict[int, Any] = {}
     threads = [
-        threading.Thread(target=lambda n=n: given.update({n: pool.getconn()}))  # type: ignore[misc]
+        threading.Thread(target=lambda n=n: given.update({n: pool.getconn()}))
         for n in range(2)
     ]
     for number, thread in enumerate(threads):
@@ -802,7 +802,7 @@ def test_who_waits_for_a_full_pool_waits_for_an_event(pool: Any) -> None:
     waiting = threading.Thread(target=pool.wait, args=[DEADLINE])
     waiting.start()
     wait_until(lambda: pool._pool_full_event is not None, "it waits")
-    event = pool._pool_full_event
+    event: Any = pool._pool_full_event
     assert not event.is_set()
     pool.putconn(connection)
     assert event.is_set()

@@ -180,18 +180,6 @@ def test_what_a_base_set_up_before_it_failed_is_not_of_the_next_wrapper(
     second.close()
 
 
-def test_what_a_base_sets_up_for_one_wrapper_is_not_of_another(
-    alias: str, one: str
-) -> None:
-    """S3, S7: each has what it sets itself, or nothing."""
-    made = made_from(alias, SettingInTheBeginning)
-    for name in ("a", None, "c", None):
-        (db,) = wrappers(made, one, 1)
-        user.set(name)
-        assert value(db) == name
-        db.close()
-
-
 # ##### A base with its own cursors #####
 
 

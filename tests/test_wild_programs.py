@@ -251,7 +251,8 @@ class Machine(RuleBasedStateMachine):
             wrapper: Any = connections.create_connection(alias)
             wrapper.force_debug_cursor = debug
             sides.append(Side(name, alias, TABLES[name] + str(number), wrapper))
-        return Seat(number, request, *sides)
+        stock, ours = sides
+        return Seat(number, request, stock, ours)
 
     def seats_of(self, request: str) -> list[Seat]:
         return [seat for seat in self.seats if seat.request == request]
@@ -473,6 +474,7 @@ class Machine(RuleBasedStateMachine):
             finally:
                 seat.ours.wrapper.execute_wrappers = wrappers
         if self.engine != "own":
+            assert self.lifetime is not None
             assert age < self.lifetime + LATENESS, f"R10: a connection is {age} s old"
 
     @rule()
@@ -510,7 +512,7 @@ class Machine(RuleBasedStateMachine):
         )
         for manager in managers:
             manager.__enter__()
-        seat.spies.append(managers)  # type: ignore[arg-type]
+        seat.spies.append(managers)
 
     @rule(number=a_seat)
     def exit_spy(self, number: int) -> None:

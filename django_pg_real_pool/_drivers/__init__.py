@@ -175,10 +175,13 @@ class Driver:
         """Return what receivers have set on the connection itself, as if it was sent."""
         return ()
 
-    def listen(self, physical: Any, noted: list[Statement]) -> Callable[[], None]:
+    def listen(
+        self, physical: Any, noted: list[Statement], in_block: bool = False
+    ) -> Callable[[], None]:
         """Add to `noted` what is sent from now on; return what ends that.
 
-        A driver for which `hears_all` is false leaves it to Django's cursors.
+        A statement that has failed is noted as such; so is one that may be rolled back,
+        unless it is sent in the user's own block.  A driver for which `hears_all` is false leaves it to Django's cursors.
         """
         return _nothing
 

@@ -214,7 +214,9 @@ class Psycopg(Driver):
             and known.client_side[-1] != _adapters(physical)
         )
 
-    def listen(self, physical: Any, noted: list[Statement]) -> Callable[[], None]:
+    def listen(
+        self, physical: Any, noted: list[Statement], in_block: bool = False
+    ) -> Callable[[], None]:
         # Both Django's cursors and `physical.execute()` come from its `cursor()`.
         make = type(physical).cursor
 
@@ -226,7 +228,7 @@ class Psycopg(Driver):
 
         names = physical.__dict__
         before = {name: names[name] for name in ("cursor", NOTED) if name in names}
-        names.update({"cursor": cursor, NOTED: noted})
+        names.update({"cursor": cursor, NOTED: (noted, in_block)})
 
         def stop() -> None:
             for name in ("cursor", NOTED):
@@ -424,16 +426,15 @@ def _noting(cursor_class: Any) -> Any:
     @contextmanager
     def note(cursor: Any, query: Any, params: Any) -> Iterator[None]:
         physical = cursor.connection
-        noted = physical.__dict__.get(NOTED)
+        noted, in_block = physical.__dict__.get(NOTED, ([], False))
         said = statement(query, params, cursor)
         has_lasted = False
         try:
             yield
-            has_lasted = physical.pgconn.transaction_status == IDLE
+            has_lasted = in_block or physical.pgconn.transaction_status == IDLE
         finally:
-            if noted is not None:
-                # What failed, or may be rolled back, is told from what has set something.
-                noted.append(said if has_lasted else (f"(perhaps) {said[0]}", said[1]))
+            # What failed, or may be rolled back, is told from what has set something.
+            noted.append(said if has_lasted else (f"(perhaps) {said[0]}", said[1]))
 
     class Noting(cursor_class):  # type: ignore[misc]
         __slots__ = ()

@@ -227,7 +227,7 @@ def make_base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
     if not lease.has_connection():
         lease.take()
     try:
-        with noting(lease) as noted:
+        with noting(lease, in_block=True) as noted:
             cursor = make()
     except BaseException:
         lease.owe(Debt.CLEANING)  # what it has set by then
@@ -257,13 +257,13 @@ def _begin_anew(lease: Any, sent: Heard) -> None:
 
 
 @contextmanager
-def noting(lease: Any) -> Iterator[list[Statement]]:
-    """Note the statements that are sent, until the end of the block."""
+def noting(lease: Any, in_block: bool = False) -> Iterator[list[Statement]]:
+    """Note the statements that are sent, until the end of the block: see `listen()`."""
     noted: list[Statement] = []
     before, lease.noting = lease.noting, noted
     stop: Callable[[], None] = _nothing
     if lease.physical is not None:
-        stop = lease.hooks.driver.listen(lease.physical, noted)
+        stop = lease.hooks.driver.listen(lease.physical, noted, in_block)
     try:
         yield noted
     finally:

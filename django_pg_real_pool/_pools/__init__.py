@@ -191,6 +191,7 @@ def _copied(value: Any) -> Any:
         return [_copied(each) for each in value]
     if isinstance(value, MethodType):
         return value.__func__, _copied(value.__self__)
-    if isinstance(value, (type, FunctionType)) or type(value).__eq__ is not object.__eq__:
+    kind: Any = type(value)
+    if isinstance(value, (type, FunctionType)) or kind.__eq__ is not object.__eq__:
         return value
-    return type(value)
+    return kind
