@@ -239,6 +239,7 @@ def property_(session: nox.Session) -> None:
     session.run(
         "pytest",
         "tests/test_differential.py",
+        "tests/test_wild_programs.py",
         "--hypothesis-profile=long",
         *session.posargs,
     )

@@ -1,4 +1,4 @@
-"""What users call: pin a connection, assert that none is held."""
+"""What users call: pin a connection, assert that none is held, see who holds one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ._lease.status import PoolStatus, status_of
 from ._backend.wrapper import ConnectionReleaseMixin
+from ._lease.status import PoolStatus, status_of
 
 
 class ConnectionHeldError(InterfaceError):
@@ -26,7 +26,7 @@ class _Entered(threading.local):
 
 
 class PinnedConnection(ContextDecorator):
-    """What `pin_connection()` returns; like `atomic()`, to be entered any number of times."""
+    """What `pin_connection()` returns; like `atomic()`, it can be entered repeatedly."""
 
     def __init__(self, using: str) -> None:
         self._using = using
@@ -58,7 +58,7 @@ def pin_connection(using: Any = None) -> Any:
     nothing else holds it.  `close()` inside ends them all.  With a backend that does
     not release early it only makes sure that there is a connection.
 
-    Raises OperationalError if no connection can be had; nothing is pinned then.
+    Raises OperationalError if it gets no connection; then nothing is pinned.
     """
     if callable(using):  # bare @pin_connection
         return PinnedConnection(DEFAULT_DB_ALIAS)(using)
@@ -70,7 +70,7 @@ def pool_status(using: str | None = None) -> PoolStatus:
 
     The pool's own census, and for each lease its thread, holds, age in seconds, and
     where that thread is now.  It takes no connection and waits for no lock of the
-    pool; what it says may be over by the time it is read.
+    pool, so it is a snapshot.
     """
     wrapper = connections[using or DEFAULT_DB_ALIAS]
     if not isinstance(wrapper, ConnectionReleaseMixin):

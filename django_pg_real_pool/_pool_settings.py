@@ -1,7 +1,7 @@
-"""What an alias's settings say of its pool, and what they can't mean.
+"""What is wrong in an alias's settings of its pool.
 
-The system checks report each problem; whoever makes a pool refuses the first.  So both
-have the same words.  Nothing here needs a pool, a wrapper or a driver.
+The system checks report each problem; making a pool refuses the first.  So both have the
+same words.  Nothing here needs a pool, a wrapper or a driver.
 """
 
 from __future__ import annotations

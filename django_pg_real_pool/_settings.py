@@ -69,7 +69,7 @@ class ReleaseOptions:
     def read(cls, settings_dict: Mapping[str, Any], alias: str) -> ReleaseOptions:
         """Return the options of `alias`.
 
-        Raises ImproperlyConfigured for the first key or value that can't be meant.
+        Raises ImproperlyConfigured for the first key or value that is not valid.
         """
         for setting in misplaced(settings_dict):
             raise ImproperlyConfigured(
@@ -101,7 +101,7 @@ def misplaced(settings_dict: Mapping[str, Any]) -> Iterator[str]:
 
 
 def problems(given: Any) -> Iterator[str]:
-    """Yield a sentence for everything in `given` that can't be meant."""
+    """Yield a sentence for everything in `given` that is not valid."""
     if not isinstance(given, Mapping):
         yield f"expected a dict of options, got {given!r}."
         return

@@ -5,8 +5,8 @@ As context managers, or as pytest fixtures of the same purpose once a conftest.p
 
 - `different_connections()` / `real_pool_different_connections`: each checkout gets
   another physical connection, so that code which silently relies on session state fails.
-- `no_leases()` / `real_pool_no_leases`: whoever ends with a connection still checked
-  out fails.
+- `no_leases()` / `real_pool_no_leases`: code that leaves a connection checked out
+  fails.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def different_connections(using: str | None = None) -> Iterator[None]:
     """Let no wrapper of an alias get the same physical connection twice in a row.
 
     `using` is the database alias (None: "default"), in all threads.  Its pool must
-    have room for two connections; where a second one can't be had, the checkout
+    have room for two connections; if there is no second one, the checkout
     raises what the exhausted pool raises.  A lease that exists already goes on.
     """
     alias = using or DEFAULT_DB_ALIAS
@@ -42,11 +42,20 @@ def different_connections(using: str | None = None) -> Iterator[None]:
             "ENGINE does not release early."
         )
     before = made._hooks
-    made._hooks = replace(before, pool=_Rotating(before.pool, alias))  # type: ignore[arg-type]
+    rotating: Any = _Rotating(before.pool, alias)
+    _use(made, replace(before, pool=rotating))
     try:
         yield
     finally:
-        made._hooks = before
+        _use(made, before)
+
+
+def _use(made: Any, hooks: Any) -> None:
+    """Give a class, and each wrapper of it, other hooks."""
+    made._hooks = hooks
+    for lease in registry.leases():
+        if type(lease.wrapper) is made:
+            lease.hooks = hooks
 
 
 class _Rotating:

@@ -21,6 +21,9 @@ _COMMON: dict[str, Any] = {
 #: Programs for each engine, steps in each program, and the fewest steps in all of them.
 PROFILES = {"default": (20, 40, 0), "long": (450, 50, 17_000)}
 
+#: The same for the wild programs, of which each takes pools of its own.
+WILD = {"default": (8, 30, 0), "long": (280, 40, 8_000)}
+
 for _name, (_programs, _steps, _) in PROFILES.items():
     settings.register_profile(
         _name, max_examples=_programs, stateful_step_count=_steps, **_COMMON
@@ -35,6 +38,13 @@ def fewest_steps() -> int:
     """Return how many steps an engine must run with the profile that is loaded."""
     programs = settings().max_examples
     return next((least for count, _, least in PROFILES.values() if count == programs), 0)
+
+
+def wild() -> tuple[int, int, int]:
+    """Return the programs, steps and fewest steps of `WILD` with the profile that is loaded."""
+    programs = settings().max_examples
+    name = next((name for name, each in PROFILES.items() if each[0] == programs), "default")
+    return WILD[name]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Iterator
 from typing import Any
-from unittest.mock import Mock
 
 import psycopg
 import pytest
 from django.db import connections
 from faults import extra_alias
 from helpers import backend_pid, census, wait_until
-from psycopg_pool import ConnectionPool
 from settings import STOCK_OF
 
 from django_pg_real_pool import pin_connection
-from django_pg_real_pool._pools.native import _adapt
-from django_pg_real_pool._pools.native_connection import remembering
-from django_pg_real_pool._pools.native_shortcut import is_checked_by_us
+from django_pg_real_pool._process import reaper
 
 GROWS_AND_SHRINKS = {"min_size": 1, "max_size": 2, "max_idle": 0.2}
 
@@ -89,34 +84,21 @@ def test_what_is_not_needed_ages_out() -> None:
         wait_until(one_is_left, "the pool of two has shrunk to one")
 
 
-def test_a_broken_connection_that_close_gave_back_is_replaced_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """R7: the pool replaces it, and its collection must not bring another."""
-    caplog.set_level("CRITICAL", "psycopg.pool")  # a record of it would keep it alive
+def test_a_broken_connection_that_close_gave_back_is_replaced_once() -> None:
+    """R10: the pool replaces it, and neither its collection nor the reaper another."""
     with extra_alias("broken_native", "native") as name:
         fill(name)
         wrapper: Any = connections[name]
-        broken = weakref.ref(pin_connection(name).__enter__().connection)
+        broken: Any = pin_connection(name).__enter__().connection
         with pytest.raises(psycopg.OperationalError):
             wrapper.connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
         wrapper.close()
-        gc.collect()
-        assert broken() is None
         wait_until(lambda: census(name) == (2, 0), "it is replaced")
+        assert broken.closed
+        del broken
+        gc.collect()
+        reaper.reap()
         for _ in range(3):
             wrapper.pool.check()  # on the way through it is counted what there is
             wait_until(lambda: census(name) == (2, 0), "the pool is as it was")
-        assert len(wrapper.pool._pool) == 2
-
-
-def test_only_the_check_that_django_gives_a_pool_is_made_by_us() -> None:
-    """F2: a check of the user's own, which Django takes from 6.1 on, is left alone."""
-    own = Mock()
-    for given, is_ours in ((ConnectionPool.check_connection, True), (own, False)):
-        pool: Any = ConnectionPool(
-            open=False, connection_class=remembering(None), check=given
-        )
-        _adapt(pool)
-        assert (pool._check is is_checked_by_us) is is_ours
-        assert is_ours or pool._check is own
+        assert len(set(wrapper.pool._pool)) == 2

@@ -174,13 +174,12 @@ def test_a_receiver_may_open_a_block(alias: str, wrapper: Any, observer: Any) ->
 
 def test_what_a_receiver_sets_survives_the_users_rollback(alias: str, wrapper: Any) -> None:
     """D4: a SET at a checkout within atomic() is no part of the block's transaction."""
-    with pool_of_one(alias):
-        with receiving(alias, change_setting):
-            with rolled_back(wrapper), transaction.atomic(using=alias):
-                inside = setting(wrapper), backend_pid(alias)
-                assert inside[0] == "77MB"
-            assert (setting(wrapper), backend_pid(alias)) == inside
-            assert run_in_thread(lambda: setting(connections[alias])) == "77MB"
+    with pool_of_one(alias), receiving(alias, change_setting):
+        with rolled_back(wrapper), transaction.atomic(using=alias):
+            inside = setting(wrapper), backend_pid(alias)
+            assert inside[0] == "77MB"
+        assert (setting(wrapper), backend_pid(alias)) == inside
+        assert run_in_thread(lambda: setting(connections[alias])) == "77MB"
 
 
 def test_what_a_receiver_sets_is_on_each_connection(alias: str, wrapper: Any) -> None:

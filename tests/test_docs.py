@@ -11,19 +11,22 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from weakref import ref
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import Error, connections, transaction
+from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
 from django.db.utils import ConnectionHandler
 from docs_scripts import DOCS, load
 from helpers import backend_pid, installed, pool_of_one, run_in_thread, wait_until
 from items import Item
+from psycopg_pool import ConnectionPool
 from second_server import free_port
 from settings import DATABASES, STOCK_OF
 from small_pooler import pooler_of_transactions
@@ -37,8 +40,10 @@ from django_pg_real_pool import (
     pool_status,
     testing,
 )
+from django_pg_real_pool._lease.facts import MOVES, Debt, Phase, Transaction, Use
 from django_pg_real_pool._lease.rule import TABLE, Event, Hold
 from django_pg_real_pool._pool_settings import native_problems, queue_problems, refuse
+from django_pg_real_pool._pools.real_pool import RealPool
 from django_pg_real_pool._settings import WARN_UNCLOSED_CURSORS, ReleaseOptions
 
 if sys.version_info >= (3, 11):
@@ -54,6 +59,7 @@ PAGE_TIMEOUT = 60
 
 run_page = load("run_page")
 draw_request = load("draw_request")
+draw_rooms = load("draw_rooms")
 
 PAGES = sorted(
     page.relative_to(DOCS).as_posix()
@@ -173,6 +179,49 @@ def test_held():
     assert "held for alias 'default' by explicit connect" in ran.stdout
 
 
+FOUND = """\
+connections[using].connection.adapters.register(x)
+raw = connection.connection
+self.connection.connection.info
+if conn.connection is None:
+connection.ensure_connection()
+from django.db.backends.signals import connection_created
+cursor.execute("SELECT pg_backend_pid()")
+"""
+NOT_FOUND = """\
+cursor.connection.info
+with schema_editor.connection.cursor() as cursor:
+self.connection.cursor()
+connections[using].cursor()
+connector.connection_info
+conn.connection()
+"""
+
+
+def test_the_search_for_connections_finds_what_the_page_says(tmp_path: Path) -> None:
+    blocks = run_page.blocks_of(DOCS / "how-to/adopt.md")
+    greps = [
+        line.removeprefix("$ ")
+        for block in blocks
+        for line in block.code.splitlines()
+        if line.startswith("$ grep ")
+    ]
+    assert len(greps) == 2
+    for package in ("a_package", "django", "a_package/tests"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "a_module.py").write_text(FOUND + NOT_FOUND, "utf-8")
+    found = [
+        line.partition(":")[::2]
+        for grep in greps
+        for line in subprocess.run(
+            ["sh", "-c", grep], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    ]
+    assert {file for file, _ in found} == {"./a_package/a_module.py"}
+    lines = [line.partition(":")[2] for _, line in found]
+    assert lines == FOUND.splitlines()
+
+
 # ##### When a connection is held #####
 
 HELD = "explanation/when-a-connection-is-held.md"
@@ -239,6 +288,97 @@ def test_the_picture_shows_what_a_request_does(alias: str) -> None:
 
 def test_the_picture_is_drawn_from_those_steps() -> None:
     assert draw_request.SVG.read_text(encoding="utf-8") == draw_request.draw()
+
+
+# ##### How the class is made #####
+
+MADE = "explanation/how-the-class-is-made.md"
+#: What is installed, which need not be the checkout.
+PACKAGE = Path(django_pg_real_pool.__file__).parent
+
+
+def test_the_picture_of_the_rooms_is_drawn_from_the_imports() -> None:
+    drawn = draw_rooms.draw(PACKAGE)
+    assert draw_rooms.SVG.read_text(encoding="utf-8") == drawn
+
+
+def test_the_picture_has_each_room_and_its_arrows_point_down() -> None:
+    rooms, arrows = list(draw_rooms.ROOMS), draw_rooms.arrows(PACKAGE)
+    assert set(arrows) == set(rooms)
+    for room, imported in arrows.items():
+        assert imported <= set(rooms[rooms.index(room) + 1 :]), room
+    assert arrows["front doors"] >= {"_backend"}
+    assert arrows["_lease"] >= {"_session", "_drivers", "_process"}
+
+
+def test_the_table_of_rooms_is_that_of_the_picture() -> None:
+    rows = table_of(MADE, "room", "what it does", "does not know")
+    assert [room.strip("`") for room, *_ in rows] == list(draw_rooms.ROOMS)
+
+
+def test_the_facts_are_those_in_the_code() -> None:
+    words = {
+        fact: [row[0] for row in table_of(MADE, fact, *columns)]
+        for fact, columns in {
+            "use": ("meaning",),
+            "phase": ("meaning", "may become"),
+            "transaction": ("meaning",),
+            "debt": ("paid by",),
+        }.items()
+    }
+    assert words == {
+        "use": [each.value for each in Use],
+        "phase": [each.value for each in Phase],
+        "transaction": [each.value for each in Transaction],
+        "debt": [each.name.lower() for each in Debt],
+    }
+
+
+def test_the_moves_from_phase_to_phase_are_those_in_the_code() -> None:
+    rows = table_of(MADE, "phase", "meaning", "may become")
+    assert {phase: may_become.split(", ") for phase, _, may_become in rows} == {
+        before.value: [after.value for after in Phase if after in MOVES[before]]
+        for before in Phase
+    }
+
+
+def test_a_query_goes_the_way_of_the_page() -> None:
+    """The calls of one query, among others, are those of the table, in its order."""
+    rows = table_of(MADE, "file", "function", "what it does")
+    walk = [(file.strip("`"), function.strip("`")) for file, function, _ in rows]
+    files = {str(PACKAGE / file): file for file, _ in walk}
+    items = Item.objects.using("default")
+    items.count()  # a connection is idle now, and set up for this session
+    calls: list[tuple[str, str]] = []
+
+    def note(frame: types.FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename in files:
+            calls.append((files[frame.f_code.co_filename], frame.f_code.co_name))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        items.count()
+    finally:
+        sys.setprofile(before)
+    remaining = iter(calls)
+    assert [step for step in walk if step not in remaining] == []
+
+
+def test_what_a_contributor_looks_for_is_where_the_page_says() -> None:
+    for _, file, function in table_of("contributing.md", "where", "file", "function"):
+        source = (PACKAGE / file.strip("`")).read_text(encoding="utf-8")
+        assert re.search(rf"\bdef {function.strip('`')}\(", source), (file, function)
+
+
+def test_the_page_lists_what_the_pool_overrides() -> None:
+    overridden = {
+        name
+        for name, value in vars(RealPool).items()
+        if callable(value) and hasattr(ConnectionPool, name) and name[:2] != "__"
+    }
+    rows = table_of(MADE, "method", "why")
+    assert {method.strip("`") for method, _ in rows} == overridden
 
 
 # ##### Reference #####
@@ -447,6 +587,24 @@ def _cursor_open_at_close() -> None:
         cursor.execute("SELECT 1")
 
 
+def _taken_away() -> None:
+    wrapper = connections["default"]
+    with transaction.atomic("default"):
+        backend_pid("default")
+        physical, wrapper.connection = wrapper.connection, None
+        try:
+            backend_pid("default")
+        finally:
+            physical.close()
+
+
+def _killed_in_atomic() -> None:
+    with transaction.atomic("default"), connections["default"].cursor() as cursor:
+        with suppress(OperationalError):
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        backend_pid("default")
+
+
 def _exhausted(alias: str) -> None:
     with pin_connection(alias):
         run_in_thread(lambda: backend_pid(alias))
@@ -507,6 +665,8 @@ RAISED: list[tuple[str, Callable[[], Any]]] = [
     ("a connection is held for alias", _held),
     ("assert_released() can't speak", _other_backend),
     ("the cursor is of no use any more", _cursor_open_at_close),
+    ("the connection of database alias 'default' is gone", _taken_away),
+    ("the connection is closed", _killed_in_atomic),
     ("LISTEN would change the session", _refused),
     ("couldn't get a connection", lambda: _exhausted("brief_native")),
     ("couldn't get a connection", lambda: _exhausted("brief_dj")),
@@ -554,6 +714,28 @@ def _killed_while_idle(observer: Any) -> None:
     backend_pid("default")
 
 
+def _pool_of_a_subclass(_: Any) -> None:
+    class Pool(ConnectionPool[Any]):
+        """Whatever it may do."""
+
+    assert not RealPool.adopt(Pool(open=False))
+
+
+class _Loses:
+    """A borrower that has lost what it was lent."""
+
+    def has_lost(self, connection: Any) -> bool:
+        return True
+
+
+def _interrupted(_: Any) -> None:
+    backend_pid("default")
+    wrapper: Any = connections["default"]
+    borrower, pool = _Loses(), wrapper.pool
+    pool.getconn(None, ref(borrower))
+    pool.reap()
+
+
 #: What makes the log say each of these.
 LOGGED: dict[str, Callable[[Any], None]] = {
     "a cursor on database alias": _dropped_cursor,
@@ -562,6 +744,8 @@ LOGGED: dict[str, Callable[[Any], None]] = {
     "a connection of database alias 'default' was held": _held_long,
     "a wrapper of database alias 'default' belongs": _thread_dies,
     "a connection of database alias 'default' was closed": _killed_while_idle,
+    "pool 'pool-1' is not made of what": _pool_of_a_subclass,
+    "a thread was interrupted while it got": _interrupted,
 }
 
 MESSAGES = re.findall(r"^### `(.*)`$", text_of("reference/errors.md"), re.MULTILINE)
@@ -573,7 +757,7 @@ def documented(beginning: str) -> re.Pattern[str]:
     An alias, a thread and a number in it are examples: others will do.
     """
     (message,) = [each for each in MESSAGES if each.startswith(beginning)]
-    pattern = re.sub(r"'default'|'worker\\-1'", r"'.+'", re.escape(message))
+    pattern = re.sub(r"'default'|'worker\\-1'|'pool\\-1'", r"'.+'", re.escape(message))
     return re.compile(re.sub(r"\d+(\\\.\d+)?", r"\\d+(\\.\\d+)?", pattern))
 
 

@@ -17,8 +17,8 @@ from faults import extra_alias
 from helpers import backend_pid
 
 from django_pg_real_pool import pool_status
-from django_pg_real_pool._process import fork
 from django_pg_real_pool._drivers.sockets import peeker, waiter
+from django_pg_real_pool._process import fork
 
 
 @pytest.fixture

@@ -126,6 +126,7 @@ WRONG_POOL_OPTIONS = [
     ),
 ]
 
+
 def refused(use: Callable[[], Any]) -> str:
     with pytest.raises(ImproperlyConfigured) as caught:
         use()

@@ -19,9 +19,9 @@ from traffic import warm_up
 
 from django_pg_real_pool import pin_connection
 from django_pg_real_pool._drivers.psycopg3 import _is_open
-from django_pg_real_pool._pools.native_retries import _Retry
-from django_pg_real_pool._pools.native_shortcut import Shortcut
-from django_pg_real_pool._pools.queue_pool import _forget_end
+from django_pg_real_pool._lease.facts import Phase
+from django_pg_real_pool._pools.queue import _forget_end
+from django_pg_real_pool._pools.real_pool import _Retry
 
 
 def kill(observer: Any, pid: int) -> None:
@@ -239,11 +239,12 @@ def test_what_the_pool_has_already_is_not_given_back_twice(alias: str) -> None:
     warm_up(alias)
     wrapper: Any = connections[alias]
     wrapper.connect()
-    wrapper._hooks.pool.checkin(wrapper)
-    wrapper._is_given_back = True
+    connection, lease = wrapper.connection, wrapper._lease
+    wrapper._hooks.pool.put(lease)
+    wrapper.connection, lease.phase = connection, Phase.RETURNED
     wrapper.close()
     assert wrapper.connection is None
-    assert not wrapper._is_given_back
+    assert lease.phase is Phase.FREE
     assert census(alias).in_use == 0
     assert backend_pid(alias)
 
@@ -258,26 +259,25 @@ def test_a_connection_that_can_neither_go_back_nor_end_is_let_go(
     """R3: the statement's own result is not disturbed."""
     warm_up(alias)
     wrapper: Any = connections[alias]
-    pool, failures = type(wrapper._hooks.pool), []
+    lease, pool, failures = wrapper._lease, wrapper._hooks.pool, []
 
-    def fail(self: Any, wrapper: Any) -> None:
+    def fail(*_: Any) -> None:
         failures.append(wrapper.connection)
         raise wrapper.Database.OperationalError("not now")
 
     with wrapper.cursor() as cursor:
         cursor.execute("SELECT 1")
-        monkeypatch.setattr(Shortcut, "put_back", lambda *_: False)
-        monkeypatch.setattr(pool, "checkin", fail)
+        monkeypatch.setattr(pool, "put", fail)
         monkeypatch.setattr(pool, "discard", fail)
         if before:  # the pool is asked
-            driver = type(wrapper._hooks.driver)
-            monkeypatch.setattr(driver, "mark_used", lambda self, _: fail(None, wrapper))
+            monkeypatch.setattr(type(wrapper._hooks.driver), "mark_used", fail)
     monkeypatch.undo()
     assert wrapper.connection is None
     assert "could not give the connection" in caplog.text
-    wrapper.connection = failures[0]
-    pool.checkin(wrapper._hooks.pool, wrapper)
-    wrapper.connection = None
+    if alias != "native":  # whose pool finds by itself what was lost
+        wrapper.connection = failures[0]
+        pool.put(lease)
+    wait_until(lambda: census(alias).in_use == 0, "nothing is in use")
 
 
 def test_a_cursor_of_an_ended_lease_that_was_closed_elsewhere_ends_nothing(
@@ -311,7 +311,7 @@ def test_an_attempt_to_connect_is_made_once() -> None:
     waiting: list[Any] = []
     task: Any = SimpleNamespace(tick=lambda: made.append("tick"))
     retry = _Retry(task, waiting, is_probe=True)
-    waiting.append(retry)
+    assert waiting == [retry]
     retry.tick()
     retry.tick()
     assert made == ["tick"]
@@ -327,7 +327,9 @@ def test_a_queue_pool_of_another_database_has_no_info(
     monkeypatch.setattr(type(wrapper), "vendor", "mysql")
     from dj_db_conn_pool.core import pool_container
 
-    proxy = wrapper._hooks.pool._connect(wrapper, pool_container.get(alias))
+    pool, lease = wrapper._hooks.pool, wrapper._lease
+    proxy = pool._connect(lease, pool_container.get(alias))
+    pool.forget(lease)
     assert "info" not in vars(proxy)
     proxy.close()
 

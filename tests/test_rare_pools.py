@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,13 @@ from django.db import OperationalError, close_old_connections, connections
 from django.db.transaction import atomic
 from faults import extra_alias
 from helpers import backend_pid, census, forget_pool, wait_until
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolClosed
 from sqlalchemy.exc import TimeoutError as QueueTimeout
 
-from django_pg_real_pool import pool_status
-from django_pg_real_pool._pools.native import NativePool, _adapt, _Opened
-from django_pg_real_pool._pools.native_connection import remembering
-from django_pg_real_pool._pools.queue_pool import QueuePool
+from django_pg_real_pool import Census, pool_status
+from django_pg_real_pool._pools.native import NativePool, _Made
+from django_pg_real_pool._pools.queue import QueuePool
+from django_pg_real_pool._pools.real_pool import RealPool
 
 NATIVE = pytest.mark.parametrize("alias", ["native"], indirect=True)
 QUEUE = pytest.mark.parametrize("alias", ["dj"], indirect=True)
@@ -29,53 +30,82 @@ QUEUE = pytest.mark.parametrize("alias", ["dj"], indirect=True)
 # ##### Django's own #####
 
 
-def test_a_pool_that_has_other_names_is_left_as_it_is() -> None:
-    """C1: it works, if not as well."""
-
-    class OtherPool:
-        check_connection = None
-        _check = "its own"
-        connection_class = remembering(None)
-
-    pool = OtherPool()
-    _adapt(pool)
-    assert vars(pool) == {}
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An alias whose pool is left as Django made it."""
+    monkeypatch.setattr(RealPool, "adopt", lambda pool: False)
+    with extra_alias("plain_native", "native", size=1) as name:
+        backend_pid(name)
+        wrapper: Any = connections[name]
+        assert type(wrapper.pool) is ConnectionPool
+        yield name
 
 
-@NATIVE
-def test_a_line_of_another_kind_is_counted_by_the_pool(alias: str) -> None:
-    """P3: who waits."""
-    backend_pid(alias)
-    pool: Any = connections[alias].pool  # type: ignore[attr-defined]
-    pool._waiting = deque()
-    assert pool_status(alias).census.waiting == 0
-    forget_pool(alias)
+def test_a_pool_that_is_left_as_it_is_works(plain: str) -> None:
+    """R1, R7, A3: if not as quickly."""
+    pid = backend_pid(plain)
+    with atomic(plain):
+        assert backend_pid(plain) == pid
+        assert census(plain) == (0, 1)
+    assert census(plain) == (1, 0)
+    assert backend_pid(plain) == pid
 
 
-def test_a_pool_whose_connections_are_its_own_class_is_abandoned() -> None:
-    """F1: by a child."""
-    adapter, pool = NativePool(), SimpleNamespace(connection_class=object)
+def test_a_pool_that_is_left_as_it_is_tells_its_census(plain: str) -> None:
+    """P3: who waits, too."""
+
+    def query() -> None:
+        backend_pid(plain)
+        connections.close_all()
+
+    waiting = threading.Thread(target=query)
+    with connections[plain].cursor():
+        waiting.start()
+        wait_until(lambda: pool_status(plain).census.waiting == 1, "it waits")
+        assert pool_status(plain).census.in_use == 1
+    waiting.join()
+    assert pool_status(plain).census == Census(1, 1, 1, 0, 0)
+
+
+def test_a_pool_that_a_child_inherits_is_forgotten() -> None:
+    """F1: whatever its class; Django is to make another."""
+    adapter, pool = NativePool(), object()
     pools = {"default": pool}
-    opened = _Opened(pool, pools, None)
-    adapter._opened = {"default": opened}
-    assert adapter.abandon() == {"default": opened}
+    made = _Made(pool, pools, {}, is_real=False)
+    adapter._made = {"default": made}
+    assert adapter.abandon() == ({"default": made}, {})
     assert pools == {}
-    assert adapter._opened == {}
+    assert adapter._made == {}
 
 
 @NATIVE
-def test_a_pool_that_stays_closed_is_told_of(
+def test_a_pool_that_nobody_of_ours_made_is_replaced_if_it_was_closed(alias: str) -> None:
+    """F8: by the stock backend, say, with the same alias."""
+    with extra_alias("found_native", alias) as name:
+        found = ConnectionPool(min_size=1, open=True)
+        found.close()
+        wrapper: Any = connections[name]
+        wrapper._connection_pools[name] = found
+        assert backend_pid(name)
+        assert wrapper.pool is not found
+
+
+@NATIVE
+def test_a_pool_that_can_not_be_opened_is_told_of(
     alias: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F5: somebody closed it, and did not forget it."""
-    backend_pid(alias)
-    pool: Any = connections[alias].pool  # type: ignore[attr-defined]
-    pool.close()
+    """F8: after a while, in which whoever closed it might have forgotten it."""
+
+    def refuse(pool: Any) -> None:
+        raise PoolClosed("closed by somebody")
+
     monkeypatch.setattr("django_pg_real_pool._pools.native._CLOSING", 0.05)
-    with pytest.raises(OperationalError, match="closed"):
-        backend_pid(alias)
-    forget_pool(alias)
-    assert backend_pid(alias)
+    with extra_alias("refused_native", alias, connects=False) as name:
+        with monkeypatch.context() as patch:
+            patch.setattr(ConnectionPool, "open", refuse)
+            with pytest.raises(OperationalError, match="closed by somebody"):
+                backend_pid(name)
+        assert backend_pid(name)
 
 
 @pytest.mark.skipif(
@@ -89,26 +119,6 @@ def test_a_pool_whose_connections_return_when_closed_is_used() -> None:
         assert backend_pid(name)
         connections[name].close()
         wait_until(lambda: census(name).in_use == 0, "it is back")
-
-
-def test_a_server_that_says_nothing_is_waited_for_as_long_as_the_pool_does() -> None:
-    """F5: and the pool's own error is told."""
-
-    class Silent:
-        timeout = 0.01
-        connection_class = remembering(None)
-
-        def getconn(self, timeout: float) -> Any:
-            raise PoolTimeout("nothing came")
-
-    with pytest.raises(PoolTimeout, match="nothing came"):
-        NativePool()._first_getconn(Silent())
-
-
-def test_a_connection_may_be_made_before_there_is_a_pool() -> None:
-    """F5: nobody is to be told then that the server is back."""
-    with remembering(None).connect() as connection:
-        assert connection.info.backend_pid
 
 
 # ##### SQLAlchemy's #####
@@ -145,7 +155,9 @@ def test_a_driver_that_notices_nothing_keeps_the_pools_ping(
 def test_a_pool_that_somebody_else_has_just_made_is_used(alias: str, wrapper: Any) -> None:
     """R7: by another thread, at the same moment."""
     backend_pid(alias)
-    proxy = wrapper._hooks.pool._make_and_checkout(wrapper)
+    pool, lease = wrapper._hooks.pool, wrapper._lease
+    proxy = pool._make_and_take(lease)
+    pool.forget(lease)
     assert proxy.driver_connection.info.backend_pid
     proxy.close()
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from django.db import connections
-from helpers import backend_pid, census, wait_until
+from helpers import backend_pid, census, run_in_thread, wait_until
 from traffic import warm_up
 
 from django_pg_real_pool import pin_connection
+from django_pg_real_pool._lease.facts import Phase
 from django_pg_real_pool._process import reaper
 from django_pg_real_pool._process.origins import find_origin
 
@@ -69,21 +70,53 @@ def test_the_reaper_survives_what_it_runs(caplog: pytest.LogCaptureFixture) -> N
 def test_a_lease_without_a_hold_is_ended(alias: str, wrapper: Any) -> None:
     """R3: its thread was interrupted between the last hold's end and the release.
 
-    But not a lease that is about to have its first hold.
+    But not a lease that is about to have its first hold: its thread has the lock.
     """
     warm_up(alias)
     reaper.start()
-    wrapper._setting_up = 1
     wrapper.connect()
-    wrapper._lease.holds.clear()
-    for _ in range(3):
-        reaper.reap()
-    assert census(alias).in_use == 1
-    wrapper._setting_up = 0
+    with wrapper._lease._lock:
+        wrapper._lease.holds.now.clear()
+        run_in_thread(reap_thrice)
+        assert census(alias).in_use == 1
 
     wait_until(lambda: census(alias).in_use == 0, "the reaper gave it back")
     assert wrapper.connection is None
     assert backend_pid(alias)
+
+
+@pytest.mark.parametrize("phase", [Phase.TAKING, Phase.RETURNING, Phase.CLOSING])
+def test_a_lease_that_was_interrupted_on_its_way_is_ended(
+    alias: str, wrapper: Any, phase: Phase
+) -> None:
+    """R3: its thread may never query again."""
+    warm_up(alias)
+    reaper.start()
+    with wrapper._lease._lock:
+        wrapper.connect()
+        wrapper._lease.phase = phase
+    wait_until(lambda: wrapper.connection is None, "the reaper gave it back")
+    wait_until(lambda: census(alias).in_use == 0, "nothing is in use")
+    assert wrapper._lease.phase is Phase.FREE
+    assert backend_pid(alias)
+
+
+def test_what_went_back_before_an_interruption_is_only_forgotten(
+    alias: str, wrapper: Any
+) -> None:
+    """R7: another thread may have it by now."""
+    warm_up(alias)
+    reaper.start()
+    with wrapper._lease._lock:
+        pid = backend_pid(alias)
+        wrapper.connect()
+        connection = wrapper.connection
+        wrapper._hooks.pool.put(wrapper._lease)
+        wrapper.connection, wrapper._lease.phase = connection, Phase.RETURNED
+    wait_until(lambda: wrapper.connection is None, "the reaper saw it")
+    assert census(alias).in_use == 0
+    assert wrapper._lease.phase is Phase.FREE
+    assert backend_pid(alias) == pid
 
 
 def reap_thrice() -> None:
@@ -95,15 +128,13 @@ def test_a_lease_that_gets_a_hold_in_time_goes_on(alias: str, wrapper: Any) -> N
     """R3: whoever has the lock is at work; what has a hold is not lost."""
     wrapper.connect()
     holds = dict(wrapper._lease.holds.now)
-    wrapper._lease.holds.clear()
     with wrapper._lease._lock:
-        thread = threading.Thread(target=reap_thrice)
-        thread.start()
-        thread.join()
+        wrapper._lease.holds.now.clear()
+        run_in_thread(reap_thrice)
         assert wrapper.connection is not None
 
         def hold(blocking: bool) -> bool:
-            wrapper._lease.holds.update(holds)
+            wrapper._lease.holds.now.update(holds)
             return bool(lock.acquire(blocking=blocking))
 
         lock = wrapper._lease._lock

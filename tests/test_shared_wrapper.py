@@ -213,7 +213,11 @@ def test_a_cursor_that_is_open_meanwhile_stays_open(engine: str, observer: Any) 
             got.append(cursors[0].fetchone()[0])
             cursors[0].close()
 
-        all_of_it.db.after_commit = lambda db: cursors or other.do(open_one)
+        def open_one_once(db: Any) -> None:
+            if not cursors:
+                other.do(open_one)
+
+        all_of_it.db.after_commit = open_one_once
         with (
             pytest.raises(ProgrammingError, match="can't change 'autocommit' now"),
             atomic(using=all_of_it.db.alias),
@@ -231,9 +235,12 @@ def test_what_the_other_thread_wrote_meanwhile_may_be_committed(
     """F7, D1: its transaction goes on until somebody ends it, as in stock."""
     with shared(engine, observer) as all_of_it:
         insert = "INSERT INTO item (name) VALUES ('of the other') RETURNING name"
-        all_of_it.db.after_commit = lambda db: (
-            all_of_it.got or all_of_it.other.do(lambda: all_of_it.select(insert))
-        )
+
+        def write_once(db: Any) -> None:
+            if not all_of_it.got:
+                all_of_it.other.do(lambda: all_of_it.select(insert))
+
+        all_of_it.db.after_commit = write_once
         with (
             pytest.raises(ProgrammingError, match="can't change 'autocommit' now"),
             atomic(using=all_of_it.db.alias),

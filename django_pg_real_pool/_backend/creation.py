@@ -14,8 +14,8 @@ _BETWEEN = 6
 def is_under_way() -> bool:
     """Return whether the calling thread is in Django's `create_test_db()`.
 
-    It leaves the thread connected, which is stock's own matter.  Here that would keep a
-    connection from all other threads of the tests until this one's next query.
+    It leaves the thread connected.  Here that would keep a connection from all other
+    threads of the tests until this one's next query.
     """
     frame = sys._getframe(1)
     for _ in range(_BETWEEN):

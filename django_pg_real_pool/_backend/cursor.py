@@ -8,31 +8,33 @@ that is what all such copies have in common.
 
 from __future__ import annotations
 
-from functools import cache
+from _thread import get_ident
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends.utils import CursorWrapper
 
-from .names import DJANGOS_GETATTR, DJANGOS_LOOP
 from .._lease.facts import Transaction, Use
+from .._lease.rule import Hold
 from .._session import changes_session, function_changes_session
+from .names import DJANGOS_GETATTR, DJANGOS_LOOP
 
 #: Looked up here once: it is needed for each query.
-NONE = Transaction.NONE
+NONE, CURSOR = Transaction.NONE, Hold.CURSOR
 
 if TYPE_CHECKING:
     from .names import Cursor as _Base
 else:
     _Base = object
 
-_CursorWrapper: Any = CursorWrapper  # whose stubs do not have what is not public
+_CursorWrapper: Any = CursorWrapper  # its stubs lack what is not public
 
 
 class AutoConnectionReleaseCursor(_Base):
     """The mixin that makes a Django cursor end its hold when it is closed.
 
     Unlike the cursor class beneath it, which only closes the driver's cursor, it then
-    tells the wrapper, which gives the connection back if nothing else holds it.  A
+    tells the lease, which gives the connection back if nothing else holds it.  A
     cursor whose lease has ended already changes nothing.
     """
 
@@ -48,7 +50,7 @@ class AutoConnectionReleaseCursor(_Base):
 
         What is looked at is the text that the server gets, whatever execute wrappers
         made of it.  Django closes its cursor when this raises an Exception.  After
-        anything else, a KeyboardInterrupt or a time limit, it would be dropped, and hold
+        anything else, such as a KeyboardInterrupt, it would be dropped unclosed, and hold
         its lease.
         """
         db, raw = self.db, self.cursor
@@ -59,33 +61,37 @@ class AutoConnectionReleaseCursor(_Base):
                 or self._has_own_loop
                 or _CursorWrapper._execute_with_wrappers is not DJANGOS_LOOP
             ):
+                depth = lease.wrapping
                 try:
-                    lease.wrapping += 1
+                    lease.wrapping = depth + 1
                     return super()._execute_with_wrappers(
                         sql, params, many, self._looking_first(executor)
                     )
                 finally:
-                    lease.wrapping -= 1
+                    lease.wrapping = depth
             if (change := changes_session(sql, raw)) is not None:
                 lease.session_changes(change, raw)
             if lease.transaction is NONE and (
-                not db.autocommit or db._hooks.driver.has_run(raw)
+                not db.autocommit
+                or db._hooks.driver.has_run(raw)
+                or len(lease.holds.now.get(CURSOR, ())) > 1
             ):
                 lease.before_statement(raw)
             if lease.noting is not None:
                 lease.note(sql, params, raw)
-            lease.is_seen = True
+            lease.seen_by = get_ident()
             return executor(sql, params, many, {"connection": db, "cursor": self})
         except Exception:
             raise
         except BaseException:
+            lease.cut_if_stuck()
             self.close()
             raise
 
     def _looking_first(self, executor: Any) -> Any:
         def execute(sql: Any, params: Any, *args: Any) -> Any:
             self._look_at(changes_session(sql, self.cursor), sql, params)
-            self.db._lease.is_seen = True
+            self.db._lease.seen_by = get_ident()
             return executor(sql, params, *args)
 
         return execute
@@ -101,7 +107,7 @@ class AutoConnectionReleaseCursor(_Base):
 
     def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
         self._look_at(function_changes_session(procname, self.cursor), procname, params)
-        self.db._lease.is_seen = True
+        self.db._lease.seen_by = get_ident()
         return super().callproc(procname, params, kparams)
 
     def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
@@ -139,9 +145,9 @@ class _ClosesThroughBase(AutoConnectionReleaseCursor):
             self.db._lease.cursor_closed(raw)
 
 
-# Django finds these in the driver's cursor by `__getattr__`, and wraps them for their
-# errors, at each call; a query makes two.  One function for all three, that is told the
-# name, would take half of what this spares.
+# Django finds these in the driver's cursor by `__getattr__`, and wraps them to translate
+# errors, at each call; a query makes two.  One function for all three, given the name,
+# would cost half of what this saves.
 
 
 def _fetchone(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -174,7 +180,7 @@ def _fetchall(self: Any, *args: Any, **kwargs: Any) -> Any:
             raise
 
 
-#: Where somebody may have put such a method.
+#: Where a tool may have put such a method.
 _of_django = vars(CursorWrapper)
 
 _FETCHES = {"fetchone": _fetchone, "fetchmany": _fetchmany, "fetchall": _fetchall}
@@ -188,7 +194,7 @@ def hold_for(wrapper: Any, cursor: Any) -> Any:
     return cursor
 
 
-@cache
+@lru_cache(maxsize=256)
 def releasing_class(cursor_class: type[Any]) -> type[Any]:
     """Return the releasing subclass of a Django cursor class: one for each, for good."""
     mixin = (

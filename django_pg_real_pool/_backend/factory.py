@@ -16,7 +16,7 @@ from .wrapper import ConnectionReleaseMixin
 
 W = TypeVar("W", bound=BaseDatabaseWrapper)
 
-#: What was made of each base, by what was said of it.
+#: The classes made of each base, by their `once_per_connection`.
 _made: WeakKeyDictionary[type[Any], dict[frozenset[str], type[Any]]] = WeakKeyDictionary()
 _making = RLock()  # a class's own __init_subclass__() may make another
 
@@ -35,17 +35,16 @@ def make_release_backend(
     """Return a subclass of a pooled backend that releases its connection early.
 
     `base_wrapper_cls` is any Django `DatabaseWrapper` class whose `close()` or
-    `_close()` gives the connection back to some pool.  The result behaves as it does,
-    but checks a connection out at the first cursor, and gives it back when the cursor
+    `_close()` gives the connection back to some pool.  The result behaves like it, but
+    checks a connection out at the first cursor, and gives it back when the cursor
     is closed or the transaction has ended.  The same base gives the same class.
 
-    `once_per_connection` names hooks that the base overrides for the sake of a physical
-    connection.  They run for each that is new, and at a wrapper's first checkout since
-    close(), as by stock; otherwise, and as nobody else can know, for each lease.
+    `once_per_connection` names overrides of the base that are about the physical
+    connection.  They run for each new one, and at a wrapper's first checkout since
+    close(), as with stock.  Without it they run for each lease, to be safe.
 
-    Raises TypeError for what is no wrapper class, or was made here already, and
-    ImproperlyConfigured for a class that is not a complete backend.  Nothing is left
-    behind then.
+    Raises TypeError if that is no wrapper class, or was made here already, and
+    ImproperlyConfigured if it is not a complete backend.
 
     Call it in a module named `base`, as Django looks for `<ENGINE>.base`:
 

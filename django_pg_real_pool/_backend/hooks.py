@@ -1,4 +1,4 @@
-"""Reads a wrapper class, once, when the class is made: which hooks does its base have?
+"""Reads a wrapper class, once, when the class is made: what does its base override?
 
 What Django's own class does is known, so it runs where it is needed: once for each
 physical connection, or not at all.  An override by anybody else is run as often as its
@@ -14,19 +14,19 @@ from typing import Any
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .names import is_decorated_by_django, undecorated
 from .._drivers import Driver, driver_for
 from .._pools import Pool
 from .._pools.native import NativePool
 from .._pools.queue import QueuePool
+from .names import is_decorated_by_django, undecorated
 
-#: Packages whose overrides were read: what they do is the same for a connection's life.
+#: Packages whose overrides are known: what they do lasts for a connection's life.
 KNOWN = ("django", "dj_db_conn_pool")
 OURS = __name__.partition(".")[0]
 
 _ENSURE_CONNECTION, _ = undecorated(BaseDatabaseWrapper.ensure_connection)
 
-#: The hooks of which it can be said that an override is about the physical connection.
+#: Hooks whose overrides can be declared to be about the physical connection.
 ONCE_PER_CONNECTION = (
     *("get_connection_params", "get_new_connection", "init_connection_state"),
 )
@@ -40,22 +40,27 @@ class Hooks:
     #: through it.
     connect: bool
     close: bool
-    #: A base's own `close_if_health_check_failed()` is asked before each cursor.
+    #: A base's own `close_if_health_check_failed()` is called before each cursor.
     health_check: bool = field(repr=False)
-    #: A base's own `_cursor()` is what a call of it reaches first.
+    #: The base has a `_cursor()` of its own, beneath the upper layer.
     cursor: bool
     #: A base's `init_connection_state()` must run at every checkout, because it may
     #: keep on the wrapper what it learns of the connection.
     init_every_time: bool
-    #: The class's `create_cursor()`, and what it is without Django's decorator; else None.
+    #: Django's `create_cursor()`, and the same undecorated: see `undecorated()`.
     create_cursor: tuple[Any, Any] = field(repr=False)
+    #: The base has a `_close()` that is neither Django's nor a known pool's.
+    own_close: bool = field(repr=False)
+    #: The base has a `close_pool()` that is not Django's.  Django's would make a pool only
+    #: to close it, while another thread opens it.
+    close_pool: bool = field(repr=False)
     #: The base's `commit()` is Django's own.
     plain_commit: bool = field(repr=False)
     #: The base's ordinary cursors are Django's own.
     plain_cursors: bool = field(repr=False)
     #: A subclass of the made class may make cursors that do not hold the lease yet.
     makes_cursors: bool = field(repr=False)
-    #: What may be raised while a connection is given back, and is only logged then.
+    #: What is only logged if it is raised while a connection is given back.
     failures: tuple[type[Exception], ...] = field(repr=False)
     #: What database and driver raise: not an exception that was thrown into the thread.
     of_database: tuple[type[Exception], ...] = field(repr=False)
@@ -63,10 +68,10 @@ class Hooks:
     driver: Driver
 
     def has_replaced_connect(self, wrapper: Any) -> bool:
-        """Return whether a connection is to be taken by way of Django's own methods.
+        """Return whether a connection must be taken through Django's own methods.
 
-        The base may connect in its own way; or somebody has put something in the place of
-        a method of the wrapper, to forbid or watch; or Django is to refuse.
+        That is so if the base connects in its own way, if a tool has patched a method of
+        the wrapper, or if Django is to refuse.
         """
         of_this_one, ensure = wrapper.__dict__, type(wrapper).ensure_connection
         return bool(
@@ -130,6 +135,9 @@ def read(cls: Any) -> Hooks:
         cursor=_is_of_base(cls, "_cursor"),
         init_every_time=not _runs_once(cls, "init_connection_state"),
         create_cursor=undecorated(cls.create_cursor),
+        own_close=not is_known(definer(cls, "_close")),
+        close_pool=hasattr(cls, "close_pool")
+        and not is_djangos(definer(cls, "close_pool")),
         plain_commit=definer(cls, "commit") is BaseDatabaseWrapper,
         plain_cursors=definer(cls, "make_cursor") is BaseDatabaseWrapper,
         makes_cursors=not _is_ours(cls, "make_cursor", "make_debug_cursor"),

@@ -1,8 +1,8 @@
 """The lower layer of a made class, just above Django's `BaseDatabaseWrapper`.
 
-It answers what stock connects for and this library need not: a block may begin, nest
-and end, and autocommit be switched, without a connection.  Being beneath the base, it
-leaves each override of the base in force.
+Stock connects to begin, nest or end a block, and to switch autocommit.  This layer does
+so without a connection.  It is beneath the base, so each override of the base stays in
+force.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ else:
     _Base = BaseDatabaseWrapper
 
 
-#: Raises what Django raises where an event loop runs.  Its decorator asks by way of an
-#: exception, in each of the three calls that a block makes: a third of an empty block.
+#: Raises what Django raises in an event loop.  Its decorator finds out by an exception, in
+#: each of the three calls that a block makes: a third of the time of an empty block.
 _refuse_event_loop: Any = async_unsafe(lambda: None)
 
-# Django's methods, if nobody has put others in their place, to watch or forbid them.
+# Django's own methods, unless a tool has patched them.
 _CURSOR, _ = undecorated(BaseDatabaseWrapper.cursor)
 _PREPARE = as_written(BaseDatabaseWrapper, "_prepare_cursor")
 
@@ -82,9 +82,9 @@ class LowerLayer(_Base):
         return cursor
 
     def _make_cursor(self, name: str | None) -> Any:
-        """Make a cursor by the hooks for it, or by what Django's do besides asking again.
+        """Make a cursor by the base's hooks, or by Django's without their checks.
 
-        For the thread, and for an event loop, `_cursor()` and `cursor()` have asked.
+        `_cursor()` has checked the thread, and `cursor()` has looked for an event loop.
         """
         create, (djangos, bare) = self.create_cursor, self._hooks.create_cursor
         if getattr(create, "__func__", None) is djangos and _get_running_loop() is None:
@@ -96,7 +96,9 @@ class LowerLayer(_Base):
             cursor = prepare(raw)
         else:
             cursor = self.make_cursor(raw)
-        if self._hooks.makes_cursors and not isinstance(cursor, AutoConnectionReleaseCursor):
+        if self._hooks.makes_cursors and not isinstance(
+            cursor, AutoConnectionReleaseCursor
+        ):
             cursor = hold_for(self, cursor)
         return cursor
 
@@ -106,15 +108,15 @@ class LowerLayer(_Base):
         own = lease.own_pins & set(pins)
         super().close_if_health_check_failed()
         if pins and self.connection is None:
-            # It did fail, and close() was the end of all holds; but nobody left a pin.
+            # It did fail, and close() ended all holds; but no pin was left.
             lease.begin()
             for token in pins:
                 lease.pin(token, token in own)
 
     # ##### Transactions #####
 
-    # Stock's connect first, which an event loop may not.  An atomic() block there must be
-    # refused at its entry: its queries would run in other threads, so outside of it.
+    # Stock connects first, which is refused in an event loop.  So an atomic() block must be
+    # refused at its entry: its queries would run in other threads, outside the block.
 
     def get_autocommit(self) -> bool:
         if _get_running_loop() is not None:
@@ -178,13 +180,11 @@ class LowerLayer(_Base):
                 leaving_atomic
                 and not self.autocommit
                 and self.run_on_commit is callbacks  # so none of them has run, or raised
-                and (
-                    lease.is_end_missing or not isinstance(error, self._hooks.of_database)
-                )
+                and (lease.is_end_missing or not isinstance(error, self._hooks.of_database))
             ):
                 # COMMIT or ROLLBACK was interrupted, so the connection is still in the
-                # transaction that this block leaves: nobody will end it but the pool.
-                # Not so if it is another: of a thread that shares the wrapper.
+                # transaction of this block: only the pool will end it.  One of another
+                # thread, which shares the wrapper, is left alone.
                 self.close()
             raise
         lease.settle()

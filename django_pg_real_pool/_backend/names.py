@@ -35,8 +35,8 @@ _DECORATED: Any = async_unsafe(lambda: None)
 def is_decorated_by_django(method: Any) -> bool:
     """Return whether a decorated method of a wrapper class is as Django made it.
 
-    Whoever replaces it may copy its name and module, but not the code that Django's
-    decorator gives to all that it decorates.
+    A replacement may copy its name and module, but not the code that Django's decorator
+    gives to all that it decorates.
     """
     return (
         str(getattr(method, "__module__", "")).startswith("django.db.backends.")
@@ -55,27 +55,27 @@ def is_as_written(owner: type, name: str) -> bool:
 
 
 def as_written(owner: type, name: str) -> Any:
-    """Return a method of a class; if somebody has replaced it, what is equal to none."""
+    """Return a method of a class; if it was replaced, an object that equals no method."""
     return vars(owner)[name] if is_as_written(owner, name) else object()
 
 
-#: The settings that have been read since they were last changed, by which Django itself
-#: answers for them next.  To ask there takes a tenth of what it takes to ask Django.
+#: Django's own cache of the settings that were read since they last changed.  Looking
+#: there takes a tenth of the time of asking Django.
 SETTINGS_READ: dict[str, Any] = vars(settings)
-#: How a wrapper finds that its queries are logged.
+#: How a wrapper tells whether its queries are logged.
 DJANGOS_QUERIES_LOGGED = as_written(BaseDatabaseWrapper, "queries_logged")
 #: Django's loop over execute wrappers.
 DJANGOS_LOOP = as_written(CursorWrapper, "_execute_with_wrappers")
-#: How Django finds what its cursors do not have themselves, and wraps it for its errors.
+#: How Django's cursors find what the driver's cursor has, and translate its errors.
 DJANGOS_GETATTR = as_written(CursorWrapper, "__getattr__")
 
 
 def undecorated(method: Any) -> tuple[Any, Any]:
-    """Return a method of a wrapper class and what it is without `async_unsafe`.
+    """Return a method of a wrapper class, and the same without `async_unsafe`.
 
-    That asks by way of an exception whether an event loop runs, which costs as much as
-    the pool does.  If the method is not Django's, or has no decorator: what is equal to
-    none, and None.
+    That finds out by an exception whether an event loop runs, which costs as much as the
+    pool does.  If the method is not Django's, or has no decorator: an object that equals no
+    method, and None.
     """
     return (
         (method, method.__wrapped__) if is_decorated_by_django(method) else (object(), None)
@@ -85,7 +85,7 @@ def undecorated(method: Any) -> tuple[Any, Any]:
 if TYPE_CHECKING:
 
     class Wrapper(BaseDatabaseWrapper):
-        """What a type checker is to know of a wrapper of Django's."""
+        """What a type checker must know of Django's wrapper."""
 
         _thread_ident: int
         _connection_pools: dict[str, Any]
@@ -102,7 +102,7 @@ if TYPE_CHECKING:
         def _set_autocommit(self, autocommit: bool) -> None: ...
 
     class MixedWrapper(Wrapper):
-        """What a type checker is to know of a made wrapper, seen from its lower layer."""
+        """What a type checker must know of a made wrapper, seen from its lower layer."""
 
         _hooks: Any
         _lease: Any
@@ -110,7 +110,7 @@ if TYPE_CHECKING:
         def _logs_queries(self) -> bool: ...
 
     class Cursor(CursorWrapper):
-        """What a type checker is to know of a cursor."""
+        """What a type checker must know of a cursor."""
 
         db: Any
 

@@ -1,4 +1,4 @@
-"""The classes that a wrapper class names as parts of it, each with something of ours."""
+"""The classes that a wrapper class has as its parts, each with a mixin of ours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MIXINS: dict[str, Any] = {
 
 
 def replace_parts(wrapper_class: Any) -> None:
-    """Give a wrapper class subclasses of its parts, which may be of the base's own."""
+    """Give a wrapper class subclasses of its parts, which may be the base's own."""
     for name, mixin in _MIXINS.items():
         part = getattr(wrapper_class, name)
         if part is not None and not issubclass(part, mixin):

@@ -1,15 +1,16 @@
-"""The upper layer of a made class: what must see, or precede, what its base does.
+"""The upper layer of a made class: what must come before or after its base.
 
 A made class is `(ConnectionReleaseMixin, <base>, LowerLayer)`.  A call passes the mixin,
 then the base with all its overrides, then the lower layer, which stands just above
 Django's `BaseDatabaseWrapper` and answers in its place what needs no connection.
 
-Neither decides anything.  What there is to know and to decide is `wrapper._lease`'s.
+Neither decides anything: `wrapper._lease` does.
 """
 
 from __future__ import annotations
 
 import time
+from _thread import get_ident
 from asyncio import _get_running_loop
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -43,8 +44,8 @@ else:
 
 fork.watch(psycopg3.cut_inherited, _drivers.cut_inherited)
 
-# Django's methods, if nobody has put others in their place, to watch or forbid them; and
-# the one without its decorator, which is a seventh of an empty block.
+# Django's own methods, unless a tool has patched them; and one without its decorator,
+# which takes a seventh of the time of an empty block.
 _MAKE_CURSOR = as_written(BaseDatabaseWrapper, "make_cursor")
 _COMMIT, _commit_undecorated = undecorated(BaseDatabaseWrapper.commit)
 
@@ -86,9 +87,9 @@ class ConnectionReleaseMixin(_Base):
         super().__init__(*args, **kwargs)
 
     def __copy__(self) -> Any:
-        """Return a wrapper that has no lease, and is in no block of this one's.
+        """Return a wrapper that has no lease, and is in none of this one's blocks.
 
-        With the lease shared, the end of the copy would be the end of the lease.
+        If they shared the lease, the end of the copy would end it.
         """
         copied = type(self).__new__(type(self))
         vars(copied).update(vars(self))
@@ -113,7 +114,7 @@ class ConnectionReleaseMixin(_Base):
         return super().pool  # type: ignore[misc]
 
     def _logs_queries(self) -> bool:
-        """Return `queries_logged`, sooner where it is False: a block asks twice."""
+        """Return `queries_logged`, but quickly if it is False: a block asks twice."""
         if (
             SETTINGS_READ.get("DEBUG") is False
             and not self.force_debug_cursor
@@ -129,13 +130,13 @@ class ConnectionReleaseMixin(_Base):
         """Check a connection out and keep it until another hold ends, or `close()`.
 
         If there is one already, it is given back and the transaction state is reset, as
-        by stock.  Raises what the driver or the pool raises; nothing is out then.
+        with stock.  Raises what the driver or the pool raises; then none is checked out.
         """
         lease = self._lease
         if lease.phase is Phase.ASKED:
             lease.open()
             return
-        if lease.is_held:
+        if lease.is_held and not self.allow_thread_sharing:
             lease.drop()
             lease.end_session()
         # Between two leases it is Django's ensure_connection() that calls this: the
@@ -150,11 +151,11 @@ class ConnectionReleaseMixin(_Base):
 
     @async_unsafe
     def is_usable(self) -> bool:
-        """Ask the connection that there is, or else the one that a query would get."""
+        """Check the connection that there is, or else the one that a query would get."""
         lease = self._lease
         if self.connection is not None or lease.use is not POOLED:
             return super().is_usable()
-        # To ask is no statement of a block, so it must not begin its transaction.
+        # The check is not the block's statement, so it must not begin its transaction.
         with setup.outside_transaction(lease):
             token = object()
             try:
@@ -175,19 +176,21 @@ class ConnectionReleaseMixin(_Base):
         """
         lease = self._lease
         if lease.phase is Phase.RETURNING or lease.use is not POOLED:
-            super().close()  # the end of a lease, of which the base is to hear
+            super().close()  # the end of a lease: the base must hear of it
             return
         self.validate_thread_sharing()
         try:
             if self.connection is not None:
-                lease.drop(as_stock=True)
+                lease.drop(True)
             else:
                 super().close()
                 if self.in_atomic_block:
                     self.closed_in_transaction = True
                     self.needs_rollback = True
         finally:
-            lease.end_session()
+            # Else an interruption has left something to be done by the next close().
+            if self.connection is None:
+                lease.end_session()
 
     def _close_as_base(self) -> None:
         super().close()
@@ -201,9 +204,8 @@ class ConnectionReleaseMixin(_Base):
         for adapter in registry.adapters():
             adapter.close_all_of(database_of(self.settings_dict))
         self._hooks.pool.close(self)
-        close_pool_of_base = getattr(super(), "close_pool", None)
-        if close_pool_of_base is not None:
-            close_pool_of_base()
+        if self._hooks.close_pool:
+            super().close_pool()  # type: ignore[misc]
 
     def close_if_unusable_or_obsolete(self) -> None:
         lease = self._lease
@@ -218,7 +220,7 @@ class ConnectionReleaseMixin(_Base):
         super().close_if_unusable_or_obsolete()
         if Hold.SESSION in lease.holds.now and not self.in_atomic_block:
             # With a CONN_MAX_AGE stock keeps the connection, but the session of one
-            # request is none of the next one's.
+            # request must not reach the next.
             self.close()
         if (
             lease.use is not Use.UNPOOLED
@@ -226,14 +228,14 @@ class ConnectionReleaseMixin(_Base):
             and self.in_atomic_block
             and not self.atomic_blocks
         ):
-            # Closed in a block that was entered with autocommit off: stock's wrapper is
-            # of no use from then on.  The block is left, so this one begins anew.
+            # Closed in a block that was entered with autocommit off: stock's wrapper can't
+            # be used from then on.  The block was left, so this one begins anew.
             self.in_atomic_block = self.closed_in_transaction = False
 
     @contextmanager
     def temporary_connection(self) -> Iterator[Any]:
-        # Stock closes what it opened, by `connection is None`: here that is no sign of
-        # an unused wrapper, and close() within a block would be the end of the block.
+        # Stock closes what it opened, as told by `connection is None`.  Here that does not
+        # mean that the wrapper is unused, and close() in a block would end the block.
         was_unused = self._lease.use is not POOLED and self.connection is None
         try:
             with self.cursor() as cursor:
@@ -283,26 +285,26 @@ class ConnectionReleaseMixin(_Base):
             self._lease.end_transaction(has_returned)
 
     def _validate_end_of_transaction(self) -> None:
-        # As stock does next; but what is refused must not be taken for an end.
+        # As stock does next; but a call that is refused must not count as an end.
         self.validate_thread_sharing()
         self.validate_no_atomic_block()
         if CONNECT in self._lease.holds.now:
-            # It ends with the transaction, of which no cursor may have told: savepoints
+            # It ends with the transaction, which perhaps no cursor has noted: savepoints
             # and is_usable() begin one, too.
             self._lease.look_at_transaction()
 
     # ##### Cursors #####
 
     def validate_no_broken_transaction(self) -> None:
-        # Django's cursors ask for it before each statement, those of others too.
+        # Django's cursors call it before each statement, also those that a tool made.
         lease = self._lease
-        if lease.is_seen:
-            lease.is_seen = False
+        if lease.seen_by == get_ident():
+            lease.seen_by = 0
         else:
             lease.unseen_statement()
         super().validate_no_broken_transaction()
 
-    # Of a subclass's own class of cursors, LowerLayer._cursor() takes care.
+    # LowerLayer._cursor() takes care of a subclass's own class of cursors.
 
     def make_cursor(self, cursor: Any) -> Any:
         if (

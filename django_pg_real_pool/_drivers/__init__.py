@@ -18,17 +18,19 @@ from .sockets import cut
 
 #: A statement as it was sent, with a copy of its parameters.
 Statement = tuple[Any, Any]
+#: What stands for attributes of a connection among its statements.
+TOUCHED = "(attributes)"
 #: What a connection has heard: statements, in order.
 Heard = tuple[Statement, ...]
 
-#: Every physical connection of this process that a driver was told of, but psycopg's.
+#: Every physical connection of this process that is known, except psycopg's.
 _physicals: WeakSet[Any] = WeakSet()
 
 
 def cut_inherited() -> None:
-    """In a forked child: let no connection of the parent be reached, as far as we can.
+    """In a forked child: put the parent's connections out of reach, as far as we can.
 
-    To collect one, if only at the child's end, may be to say goodbye to the server.
+    Collecting one, even at the child's end, may say goodbye to the server.
     """
     for physical in list(_physicals):
         file = None
@@ -42,7 +44,7 @@ def cut_inherited() -> None:
 
 
 def _make_immortal(physical: Any) -> None:
-    """Let an object not even be collected when the interpreter ends."""
+    """Keep an object from being collected, even when the interpreter ends."""
     from ctypes import py_object, pythonapi
 
     pythonapi.Py_IncRef(py_object(physical))
@@ -55,7 +57,7 @@ class Driver:
     guesses = True
     #: `mode_if_ready()` and `is_usable()` see that a connection was closed by the server.
     notices_closing = False
-    #: `listen()` hears statements that pass no cursor of Django's, too.
+    #: `listen()` hears statements that go through no cursor of Django's, too.
     hears_all = False
 
     def __init__(self) -> None:
@@ -70,13 +72,13 @@ class Driver:
 
         That is, the statements of its last announcement, with their parameters.
         """
-        # Without weak references it never is, so it is taken for new each time.
+        # Without weak references nothing is remembered: it counts as new each time.
         with suppress(TypeError):
             return self._heard.get(physical)
         return None
 
     def mark_set_up(self, physical: Any, heard: Heard) -> None:
-        """Note what a connection has heard, and how it is now: as it is to be."""
+        """Note what a connection has heard, and that it is now as it should be."""
         with suppress(TypeError):
             self._heard[physical] = heard
             _physicals.add(physical)
@@ -101,23 +103,34 @@ class Driver:
             if other is not physical:
                 self.forget_set_up(other)
 
+    def snapshot(self, physical: Any) -> None:
+        """Remember the driver's side of the session, for `reset` and `has_new_types`."""
+
     def mark_heard(self, physical: Any, heard: Heard) -> None:
-        """Note what a connection has heard, where that alone is new."""
+        """Note what a connection has heard, and nothing else."""
         self.mark_set_up(physical, heard)
 
-    def mark_used(self, physical: Any) -> bool:
-        """Note that the connection worked until now, and return whether it did.
+    def mark_used(self, physical: Any) -> bool | None:
+        """Note that the connection worked until now, and return how it comes back.
 
-        It did not where a statement was cut short, so that its answer is yet to come.
+        True: as it was lent, in autocommit and untouched.  False: perhaps not.  None: a
+        statement was cut short, and its answer is yet to come.
         """
-        return True
+        return False
+
+    def is_stuck(self, physical: Any) -> bool:
+        """Return whether the connection's own lock is held: perhaps by nobody."""
+        return False
+
+    def cut(self, physical: Any) -> None:
+        """Close a connection that is stuck, and release its lock."""
 
     def mode_if_ready(
         self, physical: Any, heard: Heard | None, window: float | None, now: float
     ) -> bool | None:
         """Return the autocommit mode of a connection that can be used as it is.
 
-        None: it has heard something else than `heard`, or is to be looked at.  `now` is
+        None: it has heard something else than `heard`, or must be checked.  `now` is
         `time.monotonic()`.
         """
         return None
@@ -148,17 +161,27 @@ class Driver:
         return False
 
     def is_touched(self, physical: Any) -> bool:
-        """Return whether somebody has changed the connection itself since it was set up."""
+        """Return whether the connection object itself was changed since it was set up."""
         return False
 
     def has_new_types(self, physical: Any) -> bool:
         """Return whether types were registered with the connection since it was set up."""
         return False
 
-    def listen(self, physical: Any, noted: list[Statement]) -> Callable[[], None]:
+    def restore(self, physical: Any) -> None:
+        """Undo what receivers have set on the connection itself, before they are sent anew."""
+
+    def touches(self, physical: Any) -> Heard:
+        """Return what receivers have set on the connection itself, as if it was sent."""
+        return ()
+
+    def listen(
+        self, physical: Any, noted: list[Statement], in_block: bool = False
+    ) -> Callable[[], None]:
         """Add to `noted` what is sent from now on; return what ends that.
 
-        A driver for which `hears_all` is false leaves it to Django's cursors.
+        A statement that has failed is noted as such; so is one that may be rolled back,
+        unless it is sent in the user's own block.  A driver for which `hears_all` is false leaves it to Django's cursors.
         """
         return _nothing
 
@@ -168,6 +191,10 @@ class Driver:
         for sql, params in statements:
             cursor.execute(sql, params)
         cursor.close()
+
+    def end(self, physical: Any) -> None:
+        """Close the connection for good: nobody may have it as it is."""
+        physical.close()
 
     def reset(self, physical: Any) -> bool:
         """Make the session as it was when it was new; return False if it can't be."""
@@ -187,7 +214,7 @@ class Driver:
 
 
 def statement(query: Any, params: Any, context: Any) -> Statement:
-    """Return a statement as it is noted: nothing that its sender may change later."""
+    """Return a statement as it is noted: a copy, which its sender can't change later."""
     if hasattr(query, "as_string"):
         query = query.as_string(context)
     if isinstance(params, Mapping):

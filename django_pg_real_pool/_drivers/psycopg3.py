@@ -6,21 +6,23 @@ It is used through the objects it gave us, so that importing this needs no drive
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from operator import itemgetter
 from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
-from . import Driver, Heard, Statement, statement
+from . import TOUCHED, Driver, Heard, Statement, statement
 from .question import ask
 from .sockets import cut, peeker, waiter
 
+#: Stands for a side of the session that psycopg keeps elsewhere: no reset will do.
+UNKNOWN = ("unknown",)
 #: Where a psycopg connection carries what we know of it: faster than a lookup.
 KNOWN = "_django_pg_real_pool"
-#: Where it carries the list of what is sent, while somebody wants to know.
+#: Where it carries the list of what is sent, while that is noted.
 NOTED = "_django_pg_real_pool_noted"
 
 # libpq's PGTransactionStatusType and ConnStatusType: its ABI, so the numbers are fixed.
@@ -38,16 +40,20 @@ class Known:
     """What is known of one physical connection."""
 
     __slots__ = (
-        *("attributes", "client_side", "heard", "peek", "sent_by_base", "used_at", "wait"),
+        *("attributes", "base", "client_side", "heard", "peek", "sent_by_base"),
+        *("used_at", "wait"),
     )
 
     def __init__(self, physical: Any) -> None:
         #: The statements that set it up; None: it is not set up.
         self.heard: Heard | None = None
-        #: psycopg's part of the session as it was set up: all of it, and what is quick to
-        #: compare.  Of no meaning where `heard` is None.
+        #: psycopg's part of the session, before somebody could change it: see `snapshot`.
+        #: None: nobody was let near.
         self.client_side: tuple[Any, ...] | None = None
+        #: What of it is quick to compare, as it was set up.
         self.attributes: Any = None
+        #: The attributes as Django has set them, before any receiver.
+        self.base: Any = None
         #: What a base's own `_cursor()` sent when it was last lent.
         self.sent_by_base: Heard = ()
         #: `time.monotonic()` of the last sign of life.
@@ -60,7 +66,7 @@ class Known:
 
 
 def know(physical: Any) -> Known:
-    """Return what is known of a connection; from here on, its age is."""
+    """Return what is known of a connection; it counts as idle from the first call on."""
     known = physical.__dict__.get(KNOWN)
     if known is None:
         known = physical.__dict__[KNOWN] = Known(physical)
@@ -69,7 +75,7 @@ def know(physical: Any) -> Known:
 
 
 def cut_inherited() -> None:
-    """In a forked child: let no connection of the parent be reached, by whatever means.
+    """In a forked child: put the parent's connections out of reach.
 
     So a polite close, or a cursor that somebody still has, can't harm the parent.
     """
@@ -96,9 +102,11 @@ class Psycopg(Driver):
 
     def mark_set_up(self, physical: Any, heard: Heard) -> None:
         known = know(physical)
-        known.client_side = _client_side(physical)
         known.attributes = _attributes(physical)
         known.heard = heard
+
+    def snapshot(self, physical: Any) -> None:
+        know(physical).client_side = _client_side(physical) or UNKNOWN
 
     def mark_heard(self, physical: Any, heard: Heard) -> None:
         know(physical).heard = heard
@@ -118,10 +126,26 @@ class Psycopg(Driver):
             if other is not physical and _database(other) == _database(physical):
                 self.forget_set_up(other)
 
-    def mark_used(self, physical: Any) -> bool:
+    def mark_used(self, physical: Any) -> bool | None:
         known = physical.__dict__.get(KNOWN) or know(physical)
         known.used_at = monotonic()
-        return bool(physical.pgconn.transaction_status != ACTIVE)
+        if physical.pgconn.transaction_status == ACTIVE or self.is_stuck(physical):
+            return None
+        # As is_touched(), in as few steps as possible: this runs after each query.
+        try:
+            is_untouched = known.attributes == _ATTRIBUTES(physical.__dict__)
+        except KeyError:  # psycopg keeps them elsewhere
+            is_untouched = not self.is_touched(physical)
+        return is_untouched and bool(physical.autocommit)
+
+    def is_stuck(self, physical: Any) -> bool:
+        # From Python 3.14 on, an interruption can come between the acquiring of psycopg's
+        # own lock and the body of its `with`.
+        return bool(physical.lock.locked())
+
+    def cut(self, physical: Any) -> None:
+        end(physical)
+        physical.lock.release()
 
     def mode_if_ready(
         self, physical: Any, heard: Heard | None, window: float | None, now: float
@@ -143,7 +167,7 @@ class Psycopg(Driver):
         if pgconn.status != OK:
             return False
         # A connection that is not known is not always new: the pool may have opened it
-        # long ago.  Its socket tells, its age is taken for nothing.
+        # long ago.  Its socket tells; how long it was idle, nobody knows.
         known = physical.__dict__.get(KNOWN) or know(physical)
         if known.peek() and not _is_open(pgconn, known):
             return False
@@ -186,27 +210,47 @@ class Psycopg(Driver):
         known = physical.__dict__.get(KNOWN)
         return (
             known is not None
-            and known.heard is not None
             and known.client_side is not None
             and known.client_side[-1] != _adapters(physical)
         )
 
-    def listen(self, physical: Any, noted: list[Statement]) -> Callable[[], None]:
-        # Django's cursors and `physical.execute()` alike are made by its `cursor()`.
+    def listen(
+        self, physical: Any, noted: list[Statement], in_block: bool = False
+    ) -> Callable[[], None]:
+        # Both Django's cursors and `physical.execute()` come from its `cursor()`.
         make = type(physical).cursor
 
         def cursor(*args: Any, **kwargs: Any) -> Any:
-            made = make(physical, *args, **kwargs)
-            made.__class__ = _noting(type(made))
+            made: Any = make(physical, *args, **kwargs)
+            kind: Any = type(made)
+            made.__class__ = _noting(kind)
             return made
 
-        physical.__dict__.update({"cursor": cursor, NOTED: noted})
+        names = physical.__dict__
+        before = {name: names[name] for name in ("cursor", NOTED) if name in names}
+        names.update({"cursor": cursor, NOTED: (noted, in_block)})
 
         def stop() -> None:
-            physical.__dict__.pop("cursor", None)
-            physical.__dict__.pop(NOTED, None)
+            for name in ("cursor", NOTED):
+                names.pop(name, None)
+            names.update(before)  # of whoever listens to what surrounds this
 
         return stop
+
+    def restore(self, physical: Any) -> None:
+        known = know(physical)
+        if known.base is None:
+            known.base = _attributes(physical)
+        elif known.base != _attributes(physical):
+            for name, value in zip(_NAMES, known.base, strict=True):
+                setattr(physical, name, value)
+
+    def touches(self, physical: Any) -> Heard:
+        known, now = know(physical), _attributes(physical)
+        return () if known.base in (None, now) else ((TOUCHED, now),)
+
+    def end(self, physical: Any) -> None:
+        end(physical)
 
     def say(self, physical: Any, statements: Heard) -> None:
         for sql, params in statements:
@@ -216,17 +260,19 @@ class Psycopg(Driver):
         if physical.closed or physical.pgconn.transaction_status == ACTIVE:
             return False
         known = know(physical)
-        if known.client_side is None or known.client_side != _client_side(physical):
+        if self.is_touched(physical) or (
+            known.client_side is not None and known.client_side != _client_side(physical)
+        ):
             return False
         physical.rollback()  # sends nothing where there is no transaction
         physical.autocommit = True  # DISCARD ALL refuses to be part of one
         if physical.prepare_threshold is not None:
-            # What psycopg prepared will be gone, which not every version sees.  Before,
-            # because it has the server forget as well, once the next statement is done.
+            # What psycopg has prepared will be gone, which not every version notices.  This
+            # comes first, because after the next statement it deallocates on the server, too.
             physical._prepared.clear()
         physical.execute("DISCARD ALL")
         while physical.pgconn.notifies() is not None:
-            pass  # nobody listens any more, and who did is gone
+            pass  # nobody listens any more
         known.sent_by_base = ()
         backlog = getattr(physical, "_notifies_backlog", None)
         if backlog:
@@ -259,6 +305,14 @@ class Psycopg(Driver):
         connection.cursor(name, withhold=True).close()
 
 
+def end(physical: Any) -> None:
+    """Close a connection for good, though its pool may want it back when it is closed."""
+    names = physical.__dict__
+    pool, names["_pool"] = names.get("_pool"), None
+    physical.close()
+    names["_pool"] = pool  # who has closed it, gives it back
+
+
 def _client_side(physical: Any) -> tuple[Any, ...] | None:
     """Return the part of a session that psycopg keeps, which no reset reaches.
 
@@ -285,7 +339,7 @@ def _client_side(physical: Any) -> tuple[Any, ...] | None:
 def _adapters(physical: Any) -> Any:
     """Return the types that a connection knows.
 
-    The maps are copied before they are written to: compare what is in them.
+    psycopg copies the maps before it writes to them: compare what is in them.
     """
     adapters = physical.adapters
     return (
@@ -295,7 +349,11 @@ def _adapters(physical: Any) -> Any:
     )
 
 
-#: What anybody may set who gets hold of a connection; looked at after each use.
+#: What anybody may set on a connection; compared after each use.
+_NAMES = (
+    *("row_factory", "cursor_factory", "server_cursor_factory"),
+    *("isolation_level", "read_only", "deferrable"),
+)
 _ATTRIBUTES = itemgetter(
     *("row_factory", "cursor_factory", "server_cursor_factory"),
     *("_isolation_level", "_read_only", "_deferrable"),
@@ -314,11 +372,10 @@ def _attributes(physical: Any) -> Any:
 
 
 def _database(physical: Any) -> tuple[str, int, str] | None:
-    try:
-        info = physical.info
-        return (info.host, info.port, info.dbname)
-    except Exception:  # it is closed
+    if physical.closed:
         return None
+    info = physical.info
+    return (info.host, info.port, info.dbname)
 
 
 def _named(dumpers: dict[Any, Any]) -> Counter[Any]:
@@ -347,7 +404,7 @@ def _is_open(pgconn: Any, known: Known) -> bool:
             pgconn.is_busy()  # takes notices and parameter changes out of the buffer
     except Error:
         return False
-    return False  # a server that keeps on sending to an idle client is none of ours
+    return False  # a server that keeps on sending to an idle client can't be trusted
 
 
 def _answers(pgconn: Any, known: Known) -> bool:
@@ -362,27 +419,34 @@ def _answers(pgconn: Any, known: Known) -> bool:
     return bool(pgconn.status == OK)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _noting(cursor_class: Any) -> Any:
     """Return `cursor_class` with its statements noted where their connection has `NOTED`."""
 
-    def note(cursor: Any, query: Any, params: Any) -> None:
-        noted = cursor.connection.__dict__.get(NOTED)
-        if noted is not None:
-            noted.append(statement(query, params, cursor))
+    @contextmanager
+    def note(cursor: Any, query: Any, params: Any) -> Iterator[None]:
+        physical = cursor.connection
+        noted, in_block = physical.__dict__.get(NOTED, ([], False))
+        said = statement(query, params, cursor)
+        has_lasted = False
+        try:
+            yield
+            has_lasted = in_block or physical.pgconn.transaction_status == IDLE
+        finally:
+            # What failed, or may be rolled back, is told from what has set something.
+            noted.append(said if has_lasted else (f"(perhaps) {said[0]}", said[1]))
 
     class Noting(cursor_class):  # type: ignore[misc]
         __slots__ = ()
 
         def execute(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
-            note(self, query, params)
-            return super().execute(query, params, **kwargs)
+            with note(self, query, params):
+                return super().execute(query, params, **kwargs)
 
         def executemany(self, query: Any, params_seq: Any, **kwargs: Any) -> Any:
             params_seq = list(params_seq)
-            for params in params_seq:
-                note(self, query, params)
-            return super().executemany(query, params_seq, **kwargs)
+            with note(self, query, [params_seq]):
+                return super().executemany(query, params_seq, **kwargs)
 
     Noting.__name__ = cursor_class.__name__
     Noting.__qualname__ = cursor_class.__qualname__
@@ -395,7 +459,7 @@ _SENDS = ("execute", "executemany", "callproc", "copy", "stream")
 _SENDS_WITH_PORTAL = ("fetchone", "fetchmany", "fetchall", "scroll", "__iter__")
 
 
-@cache
+@lru_cache(maxsize=64)
 def _cut_off(cursor_class: Any, reason: str, portal: bool = False) -> Any:
     """Return `cursor_class` with everything that reaches the connection refused."""
     from psycopg import InterfaceError

@@ -1,4 +1,4 @@
-"""Asks a PostgreSQL server something through libpq, and waits for so long, not for ever."""
+"""Asks a PostgreSQL server something through libpq, and waits for a limited time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 def ask(pgconn: Any, wait: Callable[[float], Any], sql: bytes, seconds: float) -> list[Any]:
     """Send statements and return their results, which may be errors.
 
-    `wait` is the `waiter()` of the connection's socket.  Raises TimeoutError, and what
-    psycopg raises of a connection that is broken; it is of no use then.
+    `wait` is the `waiter()` of the connection's socket.  Raises TimeoutError, or
+    psycopg's error of a broken connection; then it can't be used any more.
     """
     deadline = monotonic() + seconds
     results: list[Any] = []

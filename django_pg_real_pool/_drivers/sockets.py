@@ -1,6 +1,6 @@
 """Looks at sockets: is there anything to be read?  And cuts them off, after a fork.
 
-A connection at rest has nothing to say, so if there is, it was closed, or ought to be
+An idle connection has nothing to read.  If there is something, it was closed, or must be
 looked at.  This is asked before each query.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 def peeker(file: int) -> Callable[[], Any]:
     """Return a function that tells at once whether `file` can be read, or is closed.
 
-    It keeps the GIL.  select.poll() lets go of it, and of a thread that does so in each
-    query another takes it: with four busy threads that cost a seventh of the throughput.
+    It keeps the GIL.  select.poll() releases it, and another thread takes it, in each
+    query: with four busy threads that cost a seventh of the throughput.
     """
     try:
         import ctypes
@@ -32,7 +32,7 @@ def peeker(file: int) -> Callable[[], Any]:
     asked = (ctypes.c_short * 4)()
     ctypes.cast(asked, ctypes.POINTER(ctypes.c_int))[0] = file
     asked[2] = events
-    return partial(poll, asked, 1, 0)  # which keeps what it points to
+    return partial(poll, asked, 1, 0)  # it keeps `asked` alive
 
 
 def waiter(file: int) -> Callable[[float], Any]:
@@ -48,7 +48,7 @@ def waiter(file: int) -> Callable[[float], Any]:
 
 
 def cut(files: list[int]) -> None:
-    """Put a socket that nobody listens to in the place of each of these."""
+    """Replace each of these by a socket whose other end is closed."""
     nobody, deaf = socket.socketpair()
     nobody.close()
     with deaf:

@@ -1,7 +1,7 @@
 """What a lease remembers, each as a fact with a name.  Like `rule.py`: no imports of ours.
 
 None of these is ever concluded from something else's status: a dead connection looks like
-one whose transaction has ended, and half a transaction was once committed for it.
+one whose transaction has ended, and half a transaction was once committed because of it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MOVES: dict[Phase, frozenset[Phase]] = {
 
 
 class Transaction(enum.Enum):
-    """The transaction that the server is in for this wrapper, as far as it was told."""
+    """The wrapper's transaction, as far as the server was told of it."""
 
     #: None.
     NONE = "none"

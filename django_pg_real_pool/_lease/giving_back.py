@@ -17,8 +17,8 @@ def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
 
     With `discard` the pool is to make another one instead.
 
-    Otherwise what the statement did or raised is not disturbed: what database or
-    pool raise is logged.  Anything else, a time limit say, is raised in the end.
+    Otherwise the statement's result or error is not disturbed: what database or
+    pool raise is logged.  Anything else, such as a time limit, is raised at the end.
     """
     if lease.phase is Phase.RETURNED:
         forget(lease)  # interrupted, the last time, right after that
@@ -28,12 +28,17 @@ def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
     # given to anybody before it is clean.
     try:
         lease.phase = Phase.CLOSING if as_stock else Phase.RETURNING
-        is_here = (
-            wrapper.connection is not None
-            and hooks.pool.physical(wrapper.connection) is not None
+        connection = wrapper.connection
+        is_here = physical is not None and (
+            connection is physical or hooks.pool.physical(connection) is physical
         )
-        if is_here and (discard or not _is_fit(lease, physical)):
-            hooks.pool.discard(lease)
+        if is_here:
+            # First what is true after nearly all queries: it is as it was lent.
+            is_as_lent = hooks.driver.mark_used(physical)
+            if (discard or not is_as_lent or lease.debt or lease.sent_by_base) and (
+                discard or not _is_fit(lease, physical, is_as_lent)
+            ):
+                hooks.pool.discard(lease)
         if lease.options.warn_held_after is not None:
             _warn_if_held_long(lease)
         if as_stock:
@@ -63,15 +68,17 @@ def forget(lease: Any) -> None:
     lease.let_go()
 
 
-def _is_fit(lease: Any, physical: Any) -> bool:
+def _is_fit(lease: Any, physical: Any, is_as_lent: bool | None) -> bool:
     """Return whether others may have the connection; clean it, if need be."""
     driver = lease.hooks.driver
-    if not driver.mark_used(physical):
+    if is_as_lent is None:
         return False  # a statement was cut short
-    if (lease.debt or driver.is_touched(physical)) and not _clean(lease):
-        return False
     if lease.sent_by_base:
         driver.note_sent_by_base(physical, lease.sent_by_base)
+    if is_as_lent and not lease.debt:
+        return True
+    if (lease.debt or driver.is_touched(physical)) and not _clean(lease):
+        return False
     return _to_autocommit(lease, physical)
 
 
@@ -92,7 +99,7 @@ def _to_autocommit(lease: Any, physical: Any) -> bool:
 def _clean(lease: Any) -> bool:
     """Make the session as new; return False if it must not be used again.
 
-    What it was used for is not disturbed: nothing is raised.
+    Nothing is raised: the request's own result is not disturbed.
     """
     if lease.debt is Debt.REPLACEMENT:
         return False
@@ -123,9 +130,9 @@ def _discard(lease: Any) -> None:
 
 
 def let_base_forget(lease: Any) -> None:
-    """Run the base's `close()` for a connection that has gone without it.
+    """Run the base's `close()` for a connection that went back without it.
 
-    What the base keeps on the wrapper is not true of the next one.
+    What the base keeps on the wrapper is wrong for the next one.
     """
     wrapper = lease.wrapper
     wrapper.connection = None

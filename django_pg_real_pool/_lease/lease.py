@@ -39,6 +39,7 @@ CONNECT, CURSOR, PIN, SESSION, TRANSACTION = (
 )
 CURSOR_OPENED, CURSOR_CLOSED = Event.CURSOR_OPENED, Event.CURSOR_CLOSED
 FREE, TAKING, HELD = Phase.FREE, Phase.TAKING, Phase.HELD
+GOING = (Phase.RETURNING, Phase.CLOSING)
 POOLED = Use.POOLED
 NONE, BEGUN, LOST = Transaction.NONE, Transaction.BEGUN, Transaction.LOST
 CLEANING, REPLACEMENT = Debt.CLEANING, Debt.REPLACEMENT
@@ -61,6 +62,8 @@ class Lease:
     def __init__(self, wrapper: Any) -> None:
         #: Django's wrapper.  `wrapper.connection` is the connection, or None.
         self.wrapper = wrapper
+        #: What the wrapper's class overrides, and its pool and driver.
+        self.hooks: Any = wrapper._hooks
         #: Why the wrapper has a connection now.
         self.holds = Holds()
         #: See `locked`.  Threads may share a wrapper, and the reaper looks at all.
@@ -68,8 +71,8 @@ class Lease:
         self._holder = 0
         #: What a pool notes as the borrower.
         self.me = ref(self)
-        #: The thread that the wrapper belongs to.  Not the one that used it first: while
-        #: wrappers are shared, that may be another, and end long before its owner.
+        #: The thread that the wrapper belongs to.  Not the one that used it first: a shared
+        #: wrapper may be used by another, which may end long before its owner.
         self.owner = threading.current_thread()
         #: What the wrapper has been used for since close().
         self.use = Use.NONE
@@ -81,29 +84,29 @@ class Lease:
         self.transaction = NONE
         #: Whether the last commit() or rollback() has failed, and left its transaction open.
         self.is_end_missing = False
-        #: Whether the connection was found broken when it was taken; nobody has used it.
+        #: Whether the connection was found broken at its checkout, before any use.
         self.is_rejected = False
         #: What the session owes before anybody else may have the connection.
         self.debt = Debt.NOTHING
-        #: Whether the base's `close()` has yet to hear that a lease of its is over: in a
-        #: copy of a wrapper that had one, and in a forked child.
+        #: Whether the base's `close()` has still to run for a lease that is over: in a copy
+        #: of a wrapper that had one, and in a forked child.
         self.is_base_unaware = False
-        #: What this session's connections are to have heard, before they are used: the
+        #: What this session's connections must have heard before they are used: the
         #: statements of its last announcement.  None: connection_created is to be sent.
         self.heard: Heard | None = None
         #: Where statements are noted now that belong to the connection and not to the user:
         #: while it is set up, and in a base's own `_cursor()`.
         self.noting: list[Statement] | None = None
-        #: Whether the statement that is about to be sent has been looked at.
-        self.is_seen = False
+        #: The thread that has looked at the statement which it is about to send; or 0.
+        self.seen_by = 0
         #: Above 0 while an execute wrapper of the user's is at work.
         self.wrapping = 0
         #: What a base's own `_cursor()` has sent during this lease; None: it has not run.
         self.sent_by_base: Heard | None = None
         #: The pool that serves this session; the pool's adapter writes it.
         self.source: Any = None
-        #: What Django finds in the place of its pool, while it is introduced to a connection
-        #: that is out; the adapter writes it.
+        #: What Django finds in place of its pool, while it is introduced to a connection
+        #: that is checked out; the adapter writes it.
         self.pool_stand_in: Any = None
         self.options = ReleaseOptions()
         #: Whether to note where cursors are opened.
@@ -117,15 +120,17 @@ class Lease:
         self.closed_elsewhere: list[tuple[Hashable, Finder | None]] = []
         #: The names of the open cursors that have a portal on the server.
         self.portals: dict[Hashable, str] = {}
-        #: Above 0 while a method of the base is at work that may run statements, such as its
-        #: own `_cursor()`: their ends release nothing.
+        #: Above 0 while a method of the base runs that may send statements, such as its own
+        #: `_cursor()`: nothing is released when these end.
         self.in_base = 0
         #: The pins that are not the user's.
         self.own_pins: set[Hashable] = set()
         registry.add_lease(self)
 
     def __repr__(self) -> str:
-        return f"<Lease of {self.alias!r}: {', '.join(self.holds.describe()) or 'no holds'}>"
+        return (
+            f"<Lease of {self.alias!r}: {', '.join(self.holds.describe()) or 'no holds'}>"
+        )
 
     def __del__(self) -> None:
         # Not from here: this may be any thread, inside the pool's own lock.
@@ -137,10 +142,6 @@ class Lease:
     @property
     def alias(self) -> str:
         return str(self.wrapper.alias)
-
-    @property
-    def hooks(self) -> Any:
-        return self.wrapper._hooks
 
     @property
     def has_introduced(self) -> bool:
@@ -163,8 +164,12 @@ class Lease:
         return self.wrapper._pool_of_base()
 
     def is_going(self) -> None:
-        """Note that the pool may have the connection from here on, and it is not to be used."""
-        self.phase = Phase.RETURNED
+        """Note that from here on the pool may have the connection: it must not be used.
+
+        A `_close()` of the base's own may use it still, before it gives it back.
+        """
+        if not self.hooks.own_close:
+            self.phase = Phase.RETURNED
 
     def let_go(self) -> Any:
         """Forget the connection and return it: from here on, the pool has it."""
@@ -174,6 +179,8 @@ class Lease:
         self.debt = Debt.NOTHING
         self.sent_by_base = None
         self.is_rejected = False
+        if self.holds.now:
+            self.holds.happened(Event.CLOSED)
         return connection
 
     def has_lost(self, connection: Any) -> bool:
@@ -189,7 +196,7 @@ class Lease:
             and TRANSACTION not in self.holds.now
             and self.hooks.driver.transaction(physical, self.wrapper.autocommit)
         ):
-            described.append(TRANSACTION.value)  # noted when its cursor is closed
+            described.append(TRANSACTION.value)  # not noted before its cursor is closed
         return described
 
     # ##### A session: from the first use to close() #####
@@ -230,20 +237,21 @@ class Lease:
         wrapper.closed_in_transaction = False
         wrapper.errors_occurred = False
         wrapper.health_check_done = True
-        self.use = POOLED  # last, so that an interruption leaves nothing half done
+        self.use = POOLED  # last: an interruption leaves nothing half done
         if not wrapper.autocommit:
             self.log_unsent("BEGIN")
         return True
 
     def end_session(self) -> None:
-        """Forget what outlives a lease; what comes next begins anew."""
+        """Forget what outlives a lease; the next use begins anew."""
+        self.holds.happened(Event.CLOSED)
         self.unsent_savepoints.clear()
         self.heard = self.source = None
         self.own_pins.clear()
         self.use = Use.NONE
 
     def log_unsent(self, sql: str) -> None:
-        """Log what stock logs, though there is nothing to be sent, or not yet."""
+        """Log what stock logs, though nothing is sent, or not yet."""
         if self.wrapper._logs_queries():
             with debug_transaction(self.wrapper, sql):
                 pass
@@ -254,7 +262,8 @@ class Lease:
         """Begin a lease that has no hold yet.  When it raises, there is none."""
         wrapper = self.wrapper
         try:
-            self.refuse_if_lost()
+            if self.transaction is not NONE:
+                self.refuse_if_lost()
             if self.hooks.has_replaced_connect(wrapper):
                 self._take_through_django()
                 return
@@ -283,18 +292,19 @@ class Lease:
     def _take_through_django(self) -> None:
         """Take by way of ensure_connection(), because somebody replaced something.
 
-        Test runners do that to forbid the database; Django's own method refuses a block
+        Test runners do that to forbid the database.  Django's own method refuses a block
         whose connection was closed.  It arrives at `connect()`, and so at `open()`.
         """
+        before = self.in_base
         try:
-            self.in_base += 1
+            self.in_base = before + 1
             self.phase = Phase.ASKED
             self.wrapper.ensure_connection()
         except BaseException:
             self.drop()
             raise
         finally:
-            self.in_base -= 1
+            self.in_base = before
 
     def open(self) -> None:
         """Get a connection and make it ready.  When it raises, there is none."""
@@ -304,7 +314,7 @@ class Lease:
                 self._forget_interrupted()
             self.phase = TAKING
             if hooks.connect:
-                with setup.outside_transaction(self):
+                with setup.outside_transaction(self), setup.noting(self):
                     wrapper._connect_as_base()  # arrives at the lower layer's connect()
                 self.physical = self.hooks.pool.physical(wrapper.connection)
                 setup.bring_up_to_date(self)
@@ -314,7 +324,7 @@ class Lease:
                     setup.set_up(self)
                     setup.bring_up_to_date(self)
                 else:
-                    # The way of nearly all queries: the connection can be used as it is.
+                    # Nearly always: the connection can be used as it is.
                     now = self.holds.since = monotonic()
                     mode = hooks.driver.mode_if_ready(
                         self.physical, self.heard, self.options.check_after_idle, now
@@ -332,7 +342,7 @@ class Lease:
             raise
 
     def _forget_interrupted(self) -> None:
-        """Go on from where an interruption left the lease before this one."""
+        """Clean up where an interruption has left the lease before this one."""
         if self.phase is Phase.RETURNED:
             giving_back.forget(self)
         elif self.wrapper.connection is not None:
@@ -347,7 +357,7 @@ class Lease:
             message = explain_exhaustion(self, monotonic() - started)
             of_pool: Any = type(error)
             raise _exhausted(of_pool)(message) from error
-        self.physical = pool.physical(connection)
+        self.physical = connection if pool.is_bare else pool.physical(connection)
 
     # ##### Cursors #####
 
@@ -357,7 +367,7 @@ class Lease:
         try:
             find = ref(raw)
         except TypeError:
-            find = partial(_same, raw)  # can't be seen to be lost: held until close()
+            find = partial(_same, raw)  # can't be found dropped: held until close()
         self.holds.happened(CURSOR_OPENED, id(raw), find)
         if self.records_origins:
             self.holds.origins[id(raw)] = find_origin()
@@ -394,7 +404,7 @@ class Lease:
         """Make a Django cursor that holds the lease, which begins with it if need be."""
         wrapper = self.wrapper
         try:
-            if not self.has_connection():
+            if wrapper.connection is None or not self.has_connection():
                 self.take()
             else:
                 self.reclaim_cursors()
@@ -422,14 +432,14 @@ class Lease:
         """Make a cursor by a base's own `_cursor()`, which may run statements, and raise."""
         if not self.begin():
             return make()
-        before = set(self.holds.now.get(CURSOR, ()))
+        before, depth = set(self.holds.now.get(CURSOR, ())), self.in_base
         has_made = False
         try:
-            self.in_base += 1
+            self.in_base = depth + 1
             cursor = setup.make_base_cursor(self, make)
             has_made = True
         finally:
-            self.in_base -= 1
+            self.in_base = depth
             if not has_made:
                 for who in set(self.holds.now.get(CURSOR, ())) - before:
                     self.holds.happened(CURSOR_CLOSED, who)
@@ -442,7 +452,7 @@ class Lease:
     def before_statement(self, raw: Any) -> None:
         """Note that a statement begins a transaction, or that one has begun already.
 
-        Before it is sent: if the connection dies of it, so does the transaction.
+        This comes before it is sent: if the connection dies of it, so does the transaction.
         """
         if self.use is not POOLED or self.physical is None:
             return
@@ -471,9 +481,9 @@ class Lease:
         if policy is SessionPolicy.IGNORE:
             return
         if self.noting is not None and self.wrapping <= 1:
-            return  # it sets the connection up; an execute wrapper that sends more does not
-        if self.use is not POOLED:
-            return
+            return  # it sets the connection up; what an execute wrapper sends does not
+        if self.use is not POOLED or self.phase in GOING:
+            return  # a base's own close() may leave the connection as it likes
         is_pinned = self.is_pinned
         if policy is SessionPolicy.ERROR and not is_pinned:
             raise SessionStateError(
@@ -503,7 +513,14 @@ class Lease:
 
     def owe(self, debt: Debt) -> None:
         """Let the session owe at least so much when the lease ends."""
+        if not self.debt:
+            self._look_at_driver_side()
         self.debt = max(self.debt, debt)
+
+    def _look_at_driver_side(self) -> None:
+        """Remember how the connection is, before somebody may change what no reset undoes."""
+        if self.physical is not None:
+            self.hooks.driver.snapshot(self.physical)
 
     # ##### Pins and explicit connects #####
 
@@ -511,8 +528,8 @@ class Lease:
     def pin(self, token: Hashable, is_own: bool = False) -> None:
         """Hold the lease until `unpin(token)`; take a connection if need be.
 
-        A pin of the user's own ends with a clean session: through the driver itself
-        nothing can be seen.  One that `is_own`, of this library, changes nothing of that.
+        A user's pin ends with a clean session, because nobody sees what is done through
+        the driver.  One that `is_own`, of this library, owes nothing.
         """
         self.wrapper.validate_thread_sharing()
         if not self.begin():
@@ -526,6 +543,7 @@ class Lease:
             self.take()
         if is_own:
             self.own_pins.add(token)
+            self._look_at_driver_side()
         elif self.options.session_state is not SessionPolicy.IGNORE:
             self.owe(CLEANING)
         self.holds.happened(Event.PIN_ENTERED, token)
@@ -539,7 +557,7 @@ class Lease:
             driver = self.hooks.driver
             if self.physical is not None and driver.has_new_types(self.physical):
                 # Registered with one connection, after an extension was made, say.
-                driver.mark_set_up(self.physical, self.heard or ())
+                driver.snapshot(self.physical)
                 driver.forget_others(self.physical)
         self.holds.happened(Event.PIN_LEFT, token)
         self._settle()
@@ -548,7 +566,8 @@ class Lease:
     def connected(self, is_kept: bool) -> None:
         """Begin the lease that user code has asked for by `connect()`."""
         self.refuse_if_lost()
-        self.open()
+        if not self.has_connection():  # a thread that shares the wrapper may have been here
+            self.open()
         if is_kept:
             if self.options.session_state is not SessionPolicy.IGNORE:
                 self.owe(CLEANING)  # as under a pin: it is as deliberate
@@ -570,7 +589,7 @@ class Lease:
 
     @locked
     def look_at_transaction(self) -> None:
-        """Note a transaction of which no cursor has told yet."""
+        """Note a transaction that no cursor has noted yet."""
         self._look_at_transaction()
 
     def _look_at_transaction(self) -> None:
@@ -580,7 +599,7 @@ class Lease:
                 self._transaction_began()
         elif in_transaction is False and self.transaction is BEGUN:
             self._transaction_ended()
-        # None: the connection is broken, which is not the end of what began on it.
+        # None: the connection is broken, which does not end what began on it.
 
     def _is_in_transaction(self) -> bool | None:
         """Ask the driver; None: the connection is broken, or went away behind our back."""
@@ -592,17 +611,35 @@ class Lease:
         in_transaction = self.hooks.driver.transaction(physical, self.wrapper.autocommit)
         return in_transaction  # type: ignore[no-any-return]
 
+    def cut_if_stuck(self) -> None:
+        """Close a connection that an interruption has left locked, and unlock it.
+
+        Whoever uses it would wait for ever, even where it is closed.  Where threads share
+        it, another may be using it now.
+        """
+        physical = self.physical
+        if (
+            physical is not None
+            and not self.wrapper.allow_thread_sharing
+            and self.hooks.driver.is_stuck(physical)
+        ):
+            self.hooks.driver.cut(physical)
+
     @locked
     def end_transaction(self, was_told: bool) -> None:
         """Note that commit() or rollback() has been called, and settle.
 
-        `was_told`: it has returned, which not every driver could see by itself.  Where it
-        has raised and the connection is broken, nothing of the transaction is left either.
+        `was_told`: it has returned, which not every driver can see by itself.  If it has
+        raised and the connection is broken, the transaction has ended, too.
         """
         if self.wrapper.connection is not None:
+            if not was_told:
+                self.cut_if_stuck()
             in_transaction = self._is_in_transaction()
             self.is_end_missing = bool(in_transaction) and not was_told
             if in_transaction is None or (was_told and self.hooks.driver.guesses):
+                if not was_told:
+                    self._forget_callbacks()
                 self._transaction_ended()
                 self._settle(is_over=True)
                 return
@@ -611,7 +648,13 @@ class Lease:
     def forget_transaction(self) -> None:
         """Note the end of a transaction whose connection is gone."""
         if self.transaction is not NONE and self.wrapper.connection is None:
+            self._forget_callbacks()
             self._transaction_ended()
+
+    def _forget_callbacks(self) -> None:
+        """Let no callback run of a transaction that is lost."""
+        self.wrapper.run_on_commit = []
+        self.wrapper.run_commit_hooks_on_set_autocommit_on = False
 
     # ##### Settling #####
 
@@ -628,13 +671,17 @@ class Lease:
 
         `is_over`: the transaction has ended, though the driver may not see it.
         """
-        wrapper = self.wrapper
+        wrapper, physical = self.wrapper, self.physical
         if self.phase is not HELD or wrapper.connection is None or self.in_base:
             return
         holds, lost = self.holds.now, None
         if self.closed_elsewhere or CURSOR in holds:
             lost = self._reclaim_cursors()
-        if not is_over:
+        if (
+            self.transaction is not NONE
+            or physical is not wrapper.connection
+            or self.hooks.driver.transaction(physical, wrapper.autocommit) is not False
+        ) and not is_over:
             self._look_at_transaction()
         if not holds:
             giving_back.end(self)
@@ -645,11 +692,11 @@ class Lease:
         if self.closed_elsewhere or CURSOR in self.holds.now:
             self._warn_of(self._reclaim_cursors())
 
-    def _reclaim_cursors(self) -> list[str]:
+    def _reclaim_cursors(self, politely: bool = True) -> list[str]:
         """End the holds of cursors that were dropped, or closed where it was unsafe.
 
-        Return a message for each that was dropped, for `_warn_of`: last of all, because
-        a warning may be an error.
+        Return a message for each that was dropped, for `_warn_of()`.  That comes last,
+        because a warning may be an error.
         """
         holds, lost = self.holds, []
         while self.closed_elsewhere:
@@ -666,8 +713,11 @@ class Lease:
                 "which kept its connection until now"
                 + (f"; it was opened at {origin}" if origin else "")
             )
-            if who in self.portals:
-                self._close_portal(self.portals.pop(who))
+            portal = self.portals.pop(who, None)
+            if portal is not None and politely:
+                self._close_portal(portal)
+            elif portal is not None:
+                self.owe(CLEANING)
             lost.append(message)
         return lost
 
@@ -684,8 +734,8 @@ class Lease:
     def drop(self, as_stock: bool = False) -> None:
         """End the lease, whoever holds it; `as_stock` with all that stock's close() does.
 
-        A cursor that is open still is cut off first: its connection may be another
-        thread's in a moment.
+        A cursor that is still open is cut off first: its connection may soon be another
+        thread's.
         """
         for find in list(self.holds.now.get(CURSOR, {}).values()):
             raw = find() if find is not None else None
@@ -718,7 +768,7 @@ class Lease:
     # ##### From outside: the reaper, and a forked child #####
 
     def reap(self) -> None:
-        """Give back what nobody will give back any more."""
+        """Give back a connection that nobody else will."""
         if not self.is_held:
             return
         if self.owner.is_alive() or self.wrapper.allow_thread_sharing:
@@ -730,23 +780,37 @@ class Lease:
     def _is_stuck(self) -> bool:
         """Return whether an interruption has left a lease that nothing holds."""
         return self.wrapper.connection is not None and (
-            self.phase is not HELD
-            or not self.holds.now
-            or bool(self.closed_elsewhere)
+            self.phase is not HELD or not self.holds.now or bool(self.closed_elsewhere)
         )
 
     def _settle_if_stuck(self) -> None:
-        # Nobody is at work on it, for the lock is here.
+        # Nobody is at work on it: this thread has the lock.
         if not self._is_stuck():
             return
-        if self.phase is HELD:
-            self._settle()
-        else:
+        if self.phase is not HELD:
+            self._break()
             self._forget_interrupted()
+            return
+        lost = self._reclaim_cursors(politely=False)
+        is_simple = not self.debt and self.wrapper.autocommit and not self.hooks.close
+        if not self.holds.now and not is_simple:
+            self._break()
+        self._settle()
+        self._warn_of(lost)
+
+    def _break(self) -> None:
+        """Let the connection be replaced, without a round trip.
+
+        To be polite could take this thread's time, for ever: the network may be dead.
+        """
+        if self.physical is not None:
+            self.hooks.driver.end(self.physical)
+        self.portals.clear()
+        self.owe(REPLACEMENT)
 
     def give_up(self, why: str) -> None:
         """Replace a connection that nobody will give back, and begin anew."""
-        # Where the lock is taken, a thread that shares the wrapper is at work.
+        # If another thread has the lock, it shares the wrapper, and is at work.
         try_locked(self, self._give_up, why)
 
     def _give_up(self, why: str) -> None:
@@ -758,12 +822,10 @@ class Lease:
             why,
             ", ".join(self.describe_holds()) or "no hold",
         )
-        # Nobody knows what it was in the middle of, or whether the server answers: it is
-        # replaced, because a polite end could take this thread's time, for ever.
+        # Nobody knows what it was doing, or whether the server answers.  So it is replaced:
+        # a polite end could block this thread for ever.
         try:
-            if self.physical is not None:
-                self.physical.close()
-            self.owe(REPLACEMENT)
+            self._break()
             self.drop()
         finally:
             self.transaction = NONE
@@ -785,7 +847,7 @@ class Lease:
         self.portals.clear()
         self.closed_elsewhere.clear()
         self.noting = self.pool_stand_in = None
-        # A transaction of the parent is none of the child's, whatever block it is in.
+        # The parent's transaction is not the child's, whatever block it is in.
         self.transaction = NONE
         setup.reset_transaction_state(self.wrapper)
         self.end_session()
@@ -800,6 +862,6 @@ def _same(thing: Any) -> Any:
 def _exhausted(of_pool: Any) -> Any:
     """Return Django's class of error that is the pool's as well.
 
-    connect() raises what the pool raises, everything else Django's OperationalError.
+    connect() raises the pool's class as stock does; everything else, Django's.
     """
     return type(of_pool.__name__, (OperationalError, of_pool), {})

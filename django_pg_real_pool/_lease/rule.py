@@ -58,8 +58,8 @@ class Event(enum.Enum):
 class Transition(NamedTuple):
     """What an event does.
 
-    It begins one hold, or it ends some: the first of `ends` is the hold that whoever
-    is named with the event has; the others end along with it.
+    It begins one hold, or it ends some.  The first of `ends` is the hold of the holder
+    that is named with the event; the others end along with it.
     """
 
     begins: Hold | None = None
@@ -101,7 +101,7 @@ class Holds:
         self.origins: dict[Hashable, str] = {}
         #: `time.monotonic()` of the checkout; stale while nothing is held.
         self.since = 0.0
-        #: Every hold since the checkout, in words, where somebody asked to know.
+        #: Every hold since the checkout, in words; None: not recorded.
         self.seen: set[str] | None = None
 
     def __repr__(self) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 
 from django.db.backends.signals import connection_created
 
-from .._drivers import Heard, Statement
+from .._drivers import TOUCHED, Heard, Statement
 from . import giving_back
-from .facts import Phase
+from .facts import Debt, Phase
 
 logger = logging.getLogger("django_pg_real_pool")
 
@@ -40,9 +40,9 @@ def reset_transaction_state(wrapper: Any) -> None:
 
 
 def set_up(lease: Any) -> None:
-    """Look at the connection; set it up if it has not heard what this session's are to hear.
+    """Check the connection; set it up if it has not heard what this session's must hear.
 
-    On return the lease has one that can be used, perhaps another.
+    On return the lease has one that can be used, perhaps another one.
     """
     is_done = False
     while not is_done:
@@ -54,8 +54,14 @@ def set_up(lease: Any) -> None:
             announce = False
         is_done = True
         if announce or lease.hooks.init_every_time:
-            with outside_transaction(lease):
-                is_done = _set_up(lease, announce)
+            try:
+                with outside_transaction(lease):
+                    is_done = _set_up(lease, announce)
+            except BaseException:
+                # Something was set, perhaps, before something else raised.
+                driver.forget_set_up(physical)
+                lease.owe(Debt.CLEANING)
+                raise
 
 
 def _replace_if_gone(lease: Any) -> None:
@@ -92,95 +98,172 @@ def _set_up(lease: Any, announce: bool) -> bool:
     because it may be of this request: its user, its tenant.  Returns False, and the lease
     has no connection then, where this one can't be made to be of this request alone.
     """
-    wrapper, hooks, physical = lease.wrapper, lease.hooks, lease.physical
-    before = hooks.driver.heard(physical)
-    with noting(lease):
-        if announce:
-            wrapper.check_settings()
-            hooks.pool.introduce(lease)
-        apply_autocommit(lease)
-        wrapper.init_connection_state()
-    with noting(lease) as noted:
-        if announce:
-            connection_created.send(sender=wrapper.__class__, connection=wrapper)
+    driver, physical = lease.hooks.driver, lease.physical
+    before = driver.heard(physical)
+    _initialise(lease, announce)
     if not announce:
-        hooks.driver.mark_set_up(physical, before or ())
+        driver.mark_set_up(physical, before or ())
         return True
-    heard: Heard = tuple(noted)
+    driver.restore(physical)
+    if before is None:
+        driver.mark_set_up(physical, ())  # what a cleaning is to lead back to
+    with noting(lease) as noted:
+        connection_created.send(sender=lease.wrapper.__class__, connection=lease.wrapper)
+    heard: Heard = (*noted, *driver.touches(physical))
     if before and before != heard and not _sets_all_of(heard, before):
-        # What was set then was not set again: it is of another request, perhaps.
-        if not clean(lease, say=heard):
+        # What was set then and not set now is of another request, perhaps.
+        if clean(lease):
+            return _set_up(lease, announce)
+        _discard(lease)
+        return False
+    if lease.heard is not None and lease.heard != heard:
+        # Receivers say something else by now, but the session goes on as it began.
+        if not _say_again(lease, lease.heard, instead_of=heard):
             _discard(lease)
             return False
-    if before == heard:
-        heard = before or ()  # the same object: it is compared by identity
-    if heard == lease.heard:
         heard = lease.heard
-    is_new = before is None
-    if is_new or hooks.init_every_time or connection_created.receivers:
+    elif lease.heard is not None:
+        heard = lease.heard  # the same object: it is compared by identity
+    elif before == heard:
+        heard = before or ()
+    if before is None or lease.hooks.init_every_time or connection_created.receivers:
         # Whatever they made of it is how it is to be after a cleaning.
-        hooks.driver.mark_set_up(physical, heard)
+        driver.mark_set_up(physical, heard)
     else:
-        hooks.driver.mark_heard(physical, heard)
+        driver.mark_heard(physical, heard)
     lease.heard = heard
     return True
 
 
-def clean(lease: Any, say: Heard) -> bool:
-    """Make the session as new, and say again what was sent to it; return whether it is."""
-    hooks, physical = lease.hooks, lease.physical
-    if not hooks.driver.reset(physical):
-        return False
-    hooks.pool.reconfigure(lease)
-    with outside_transaction(lease), noting(lease):
+def _initialise(lease: Any, announce: bool) -> None:
+    """Do what stock's connect() does before it sends connection_created."""
+    with noting(lease):
+        if announce:
+            lease.wrapper.check_settings()
+            lease.hooks.pool.introduce(lease)
+        apply_autocommit(lease)
         lease.wrapper.init_connection_state()
-        hooks.driver.say(physical, say)
+
+
+def _say_again(lease: Any, said: Heard, instead_of: Heard) -> bool:
+    """Let the session be as `said` has set it; return whether it is."""
+    if not _sets_all_of(said, instead_of):
+        if not clean(lease):
+            return False
+        _initialise(lease, announce=True)
+    try:
+        lease.hooks.driver.say(lease.physical, tuple(filter(_is_setter, said)))
+    except lease.hooks.failures:
+        return False
     return True
 
 
-_SET = re.compile(r"\s*set\s+(?:session\s+)?([\w.\"]+)[^;]*;?\s*\Z", re.IGNORECASE)
+def clean(lease: Any) -> bool:
+    """Reset the session, which is to be set up again then; return whether that worked."""
+    hooks, physical = lease.hooks, lease.physical
+    try:
+        is_clean = bool(hooks.driver.reset(physical))
+        if is_clean:
+            hooks.driver.forget_set_up(physical)
+            hooks.pool.reconfigure(lease)
+    except hooks.failures:
+        return False
+    return is_clean
+
+
+#: A statement that sets one thing, whose name is certain ...
+_SET = re.compile(
+    r"\s*set\s+(?:session\s+)?([\w.]+)\s*(?:=|to\s)[^;]*;?\s*\Z", re.IGNORECASE
+)
+#: ... and one that does nothing but to set some.
+_CONFIG = (
+    r"(?:pg_catalog\.)?set_config\s*\(\s*'([^'\\]+)'\s*,"
+    r"\s*(?:%s|%\(\w+\)s|'[^'\\]*')(?:::text)?\s*,"
+    r"\s*(?:false|'f(?:alse)?')\s*\)(?:\s+as\s+\w+)?"
+)
+_CONFIGS = re.compile(
+    rf"\s*select\s+{_CONFIG}(?:\s*,\s*{_CONFIG})*\s*;?\s*\Z", re.IGNORECASE
+)
+_CONFIG_NAME = re.compile(r"set_config\s*\(\s*'([^'\\]+)'", re.IGNORECASE)
 
 
 def _sets_all_of(now: Heard, before: Heard) -> bool:
-    """Return whether statements set all that others had set, if to another value."""
-    return set(map(_what_is_set, before)) <= set(map(_what_is_set, now))
+    """Return whether statements set all that others had set, even if to other values."""
+    return _what_is_set(before) <= _what_is_set(now)
 
 
-def _what_is_set(said: Statement) -> Any:
-    """Return what a statement sets, without what it sets that to."""
+def _what_is_set(heard: Heard) -> set[str]:
+    """Return what statements set, without the value where its name is certain."""
+    found: set[str] = set()
+    for sql, params in heard:
+        text = sql if isinstance(sql, str) else repr(sql)
+        if sql == TOUCHED:
+            continue  # undone before the receivers were sent
+        if match := _SET.match(text):
+            found.add(match.group(1).lower())
+        elif _CONFIGS.match(text):
+            found.update(name.lower() for name in _CONFIG_NAME.findall(text))
+        else:
+            found.add(f"{text} {params!r}")
+    return found
+
+
+def _is_setter(said: Statement) -> bool:
+    """Return whether a statement only sets something, and can be said as often as one likes."""
     sql, _ = said
-    match = _SET.match(sql) if isinstance(sql, str) else None
-    return match.group(1).lower() if match else str(sql)
+    return (
+        isinstance(sql, str)
+        and sql != TOUCHED
+        and bool(_SET.match(sql) or _CONFIGS.match(sql))
+    )
 
 
 def make_base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
-    """Call a base's own `_cursor()`, and see to it that nothing of another lease's is left.
+    """Call a base's own `_cursor()`, and undo what it has set for another lease, if need be.
 
-    What it sends, it sends for each cursor anew, or once for a lease, until its `close()`.
-    So it need not be undone, unless the next lease does not set the same.
+    It sends the same for each cursor anew, or once for a lease, until its `close()`.  So
+    nothing need be undone, unless the next lease does not set the same.
     """
     if not lease.has_connection():
         lease.take()
-    with noting(lease) as noted:
-        cursor = make()
+    try:
+        with noting(lease, in_block=True) as noted:
+            cursor = make()
+    except BaseException:
+        lease.owe(Debt.CLEANING)  # what it has set by then
+        raise
     sent = tuple(noted)
     if lease.sent_by_base is None:  # in this lease it is the first
         before = lease.hooks.driver.sent_by_base(lease.physical)
         if before and not _sets_all_of(sent, before):
-            lease.hooks.driver.note_sent_by_base(lease.physical, ())
-            if not clean(lease, say=(*(lease.heard or ()), *sent)):
-                lease.physical.close()  # nobody may use it as it is
-            apply_autocommit(lease)
+            _begin_anew(lease, sent)
     lease.sent_by_base = (*(lease.sent_by_base or ()), *sent)
     return cursor
 
 
+def _begin_anew(lease: Any, sent: Heard) -> None:
+    """Clean the session under a cursor that a base has made; set again what it has set.
+
+    The base has no reason to set it once more.
+    """
+    driver, physical = lease.hooks.driver, lease.physical
+    driver.note_sent_by_base(physical, ())
+    with outside_transaction(lease):
+        if not (clean(lease) and _set_up(lease, announce=True)):
+            driver.end(physical)  # nobody may use it as it is
+            return
+        driver.say(physical, tuple(filter(_is_setter, sent)))
+    apply_autocommit(lease)
+
+
 @contextmanager
-def noting(lease: Any) -> Iterator[list[Statement]]:
-    """Note the statements that are sent, until the end of the block."""
+def noting(lease: Any, in_block: bool = False) -> Iterator[list[Statement]]:
+    """Note the statements that are sent, until the end of the block: see `listen()`."""
     noted: list[Statement] = []
     before, lease.noting = lease.noting, noted
-    stop = lease.hooks.driver.listen(lease.physical, noted)
+    stop: Callable[[], None] = _nothing
+    if lease.physical is not None:
+        stop = lease.hooks.driver.listen(lease.physical, noted, in_block)
     try:
         yield noted
     finally:
@@ -188,11 +271,15 @@ def noting(lease: Any) -> Iterator[list[Statement]]:
         lease.noting = before
 
 
+def _nothing() -> None:
+    pass
+
+
 # ##### Where the wrapper is #####
 
 
 def bring_up_to_date(lease: Any) -> None:
-    """Bring a connection that can be used to where the wrapper is."""
+    """Bring a connection to the wrapper's mode and savepoints."""
     apply_autocommit(lease)
     send_savepoints(lease)
     lease.holds.since = monotonic()
@@ -209,9 +296,9 @@ def outside_transaction(lease: Any) -> Iterator[None]:
     """Show the state of a wrapper that has just connected, as stock would.
 
     A connection may be taken inside a block, but what sets it up, receivers of
-    connection_created included, must not become a part of the transaction.  Nor is
-    it for those to see who count, log or forbid queries now: for all but the first
-    connection since close(), stock would have done it long ago.
+    connection_created included, must not become a part of the transaction.  Nor may
+    tools see it that count, log or forbid queries now: for all but the first connection
+    since close(), stock would have done it long ago.
     """
     wrapper, is_first = lease.wrapper, lease.heard is None
     if (
@@ -241,7 +328,7 @@ def outside_transaction(lease: Any) -> Iterator[None]:
 def send_savepoints(lease: Any) -> None:
     """Send the savepoints of the open blocks, as they would have been sent.
 
-    Whoever watches the wrapper, its cursors or their class sees them pass.
+    Tools that watch the wrapper, its cursors or their class see them.
     """
     if not lease.unsent_savepoints:
         return
@@ -251,7 +338,7 @@ def send_savepoints(lease: Any) -> None:
     try:
         for sid, wrappers in unsent:
             wrapper.execute_wrappers, wrapper.needs_rollback = wrappers, False
-            # With a cursor as any other: what a base does when it makes one (a SET,
+            # Through an ordinary cursor: what a base does when it makes one (a SET,
             # say) comes before the savepoint, as in stock, and survives it.
             with wrapper.cursor() as cursor:
                 cursor.debug_sql = _was_logged
@@ -264,5 +351,5 @@ def send_savepoints(lease: Any) -> None:
 
 
 def _was_logged(*args: Any, **kwargs: Any) -> Any:
-    """Stand for a debug cursor's logging of what was logged when it was asked for."""
+    """Replace a debug cursor's logging: this was logged when it was asked for."""
     return nullcontext()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any, Protocol
 
 from django.db.backends.base.base import NO_DB_ALIAS
@@ -48,17 +49,20 @@ class Session(Protocol):
     physical: Any
     #: The pool that serves this session.  The adapter alone writes it; None: not looked up.
     source: Any
+    #: What Django finds in the place of its pool, while it is introduced to a connection.
+    #: The adapter alone writes it.
+    pool_stand_in: Any
     #: A weak reference to the lease, which a pool notes as the borrower.
     me: Any
     #: Whether the connection was found broken when it was taken.
     is_rejected: bool
-    #: Whether the base's own way to connect was gone since `close()`.
+    #: Whether the base has connected in its own way since `close()`.
     has_introduced: bool
     #: Whether the driver sees without a round trip that a connection was closed.
     notices_closing: bool
 
     def is_going(self) -> None:
-        """Note that the pool may have the connection from here on, and it is not to be used."""
+        """Note that from here on the pool may have the connection: it must not be used."""
 
     def let_go(self) -> Any:
         """Forget the connection and return it: from here on, the pool has it."""
@@ -69,12 +73,14 @@ class Pool:
 
     #: Where in an alias's settings the size of its pool is; empty: it is not known.
     size_setting = ""
+    #: Whether what it gives out is the driver's own connection.
+    is_bare = False
     #: Whether stock, after close() in a block, still has the connection that it gave back.
     stock_keeps_closed = True
 
     def __init__(self) -> None:
-        #: Connections that are out, by the identity of their session: so that none is
-        #: collected with its wrapper, because pools have finalisers of their own.
+        #: Connections that are out, by the identity of their session.  Kept here, none
+        #: is collected with its wrapper, where a pool's own finaliser would run.
         self._out: dict[int, Any] = {}
 
     def failures(self) -> tuple[type[Exception], ...]:
@@ -175,7 +181,17 @@ def connecting(settings_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> Any:
-    """Return a copy of dicts within dicts; a callback or a class stays what it is."""
+    """Return what can be compared later: with a copy, too, as `DatabaseWrapper.copy()` makes.
+
+    Of an object that equals nothing but itself, only its class is compared.
+    """
     if isinstance(value, dict):
         return {key: _copied(each) for key, each in value.items()}
-    return value
+    if isinstance(value, (list, tuple)):
+        return [_copied(each) for each in value]
+    if isinstance(value, MethodType):
+        return value.__func__, _copied(value.__self__)
+    kind: Any = type(value)
+    if isinstance(value, (type, FunctionType)) or kind.__eq__ is not object.__eq__:
+        return value
+    return kind

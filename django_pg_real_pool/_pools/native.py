@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
-from threading import Lock
+from threading import RLock
 from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
 
+from .._drivers.psycopg3 import end
 from .._pool_settings import native_problems, refuse
 from . import Census, Pool, Session, connecting, database_of
+
+logger = logging.getLogger("django_pg_real_pool")
 
 #: psycopg_pool's default, which is its `max_size` as well.
 _MIN_SIZE = 4
@@ -32,9 +36,8 @@ class _Made(NamedTuple):
 
     def serves(self, alias: str, settings_dict: Mapping[str, Any]) -> bool:
         """Return whether Django has it still, and would make it the same today."""
-        return (
-            self.pools.get(alias) is self.pool
-            and self.made_with == connecting(settings_dict)
+        return self.pools.get(alias) is self.pool and self.made_with == connecting(
+            settings_dict
         )
 
 
@@ -46,13 +49,14 @@ class NativePool(Pool):
     """
 
     size_setting = '["OPTIONS"]["pool"]["max_size"]'
+    is_bare = True
     stock_keeps_closed = False
 
     def __init__(self) -> None:
         super().__init__()
         #: The pool of each alias.
         self._made: dict[str, _Made] = {}
-        self._lock = Lock()
+        self._lock = RLock()  # a signal handler may query while a pool is opened
 
     def failures(self) -> tuple[type[Exception], ...]:
         # Its own errors are psycopg's; these are of one that was given back already.
@@ -106,15 +110,19 @@ class NativePool(Pool):
         wrapper._configure_connection(wrapper.connection)
 
     def put(self, session: Session) -> None:
-        self.forget(session)
+        if self._out:  # of pools that don't remember whom they lend to
+            self.forget(session)
         is_rejected = session.is_rejected
         connection = session.let_go()
-        # psycopg_pool notes on the connection whose it is; Django relies on it too.
+        # psycopg_pool notes on a connection which pool it is from; Django relies on it too.
         pool = connection._pool
         if is_rejected and hasattr(pool, "reject"):
             pool.reject(connection)
         else:
             pool.putconn(connection)
+
+    def discard(self, session: Session) -> None:
+        end(session.physical)
 
     def most(self, settings_dict: Mapping[str, Any]) -> int | None:
         options = settings_dict["OPTIONS"].get("pool")
@@ -128,7 +136,7 @@ class NativePool(Pool):
             return Census()
         stats = known.pool.get_stats()
         size, idle = stats["pool_size"], stats["pool_available"]
-        # psycopg_pool's size has those that it is still making, too.
+        # psycopg_pool's size includes those that it is still making.
         in_use = known.pool.count_lent() if known.is_real else size - idle
         return Census(
             stats["pool_max"], size, idle, in_use, stats.get("requests_waiting", 0)
@@ -136,7 +144,7 @@ class NativePool(Pool):
 
     def abandon(self) -> Any:
         all_made, self._made = self._made, {}
-        self._lock = Lock()
+        self._lock = RLock()
         for alias, made in all_made.items():
             if made.pools.get(alias) is made.pool:
                 del made.pools[alias]
@@ -190,24 +198,39 @@ class NativePool(Pool):
         if made is None or made.pool is not pool:
             is_real = False
             if is_new:
-                from .real_pool import RealPool
-
-                is_real = RealPool.adopt(pool)
+                try:
+                    from .real_pool import RealPool
+                except (ImportError, AttributeError):  # psycopg_pool is made otherwise
+                    logger.info(
+                        "psycopg_pool has changed, so its pools are used as they are"
+                    )
+                else:
+                    is_real = RealPool.adopt(pool)
             made = _Made(pool, pools, connecting(wrapper.settings_dict), is_real)
             self._made[alias] = made
         return made
 
+    def close(self, wrapper: Any) -> None:
+        with self._lock:
+            alias, pools = wrapper.alias, wrapper._connection_pools
+            made = self._made.get(alias)
+            if made is not None:
+                self._close(alias, made)
+            elif (pool := pools.pop(alias, None)) is not None:
+                pool.close()
+
     def _close(self, alias: str, made: _Made) -> None:
-        """Close a pool, having seen to it that Django makes another."""
+        """Close a pool, after making Django forget it."""
         self._made.pop(alias, None)
         if made.pools.get(alias) is made.pool:
             del made.pools[alias]
         made.pool.close()
 
     def close_all_of(self, database: Any) -> None:
-        for alias, made in list(self._made.items()):
-            if database_of(made.made_with) == database:
-                self._close(alias, made)
+        with self._lock:
+            for alias, made in list(self._made.items()):
+                if database_of(made.made_with) == database:
+                    self._close(alias, made)
 
 
 def was_closed(pool: Any) -> bool:

@@ -21,7 +21,7 @@ def _container() -> Any:
     return pool_container
 
 
-#: Seconds after which somebody who waits looks again, whether called or not.
+#: Seconds after which a thread that waits looks again, whether woken or not.
 _LOOK_AGAIN = 0.1
 
 
@@ -32,11 +32,11 @@ class QueuePool(Pool):
 
     def __init__(self, is_overridden: bool = False) -> None:
         super().__init__()
-        #: How the base gets or closes connections is not what that package does.
+        #: Whether the base gets or closes connections in its own way.
         self._is_overridden = is_overridden
-        #: Who waits for a connection of each alias, first come, first served: by itself
+        #: The threads that wait for each alias, first come, first served.  By itself
         #: QueuePool gives what came back to whoever asks next, so a thread that asks
-        #: often keeps another waiting until its time is over.
+        #: often keeps another waiting until that times out.
         self._lines: defaultdict[str, deque[Any]] = defaultdict(deque)
         #: The settings that each alias had when its pool was made.
         self._made_with: dict[str, dict[str, Any]] = {}
@@ -57,7 +57,7 @@ class QueuePool(Pool):
         if pool is not None and session.source is None:
             settings = connecting(session.wrapper.settings_dict)
             if self._made_with.get(alias, settings) != settings:
-                # Such as the database of tests, which are not to be run on the real one.
+                # To the test database, say: tests must not run on the real one.
                 self._close(alias)
                 pool = None
         if pool is None:
@@ -80,8 +80,8 @@ class QueuePool(Pool):
     def _connect(self, session: Session, pool: Any) -> Any:
         if self._is_overridden or not session.has_introduced:
             return super().take(session)
-        # What get_new_connection() does once there is a pool.  The parameters of a new
-        # connection are not made first, which the pool has no use for.
+        # What get_new_connection() does once there is a pool, without making parameters
+        # of a new connection first, which the pool does not need.
         connection = pool.connect()
         self._out[id(session)] = connection
         if session.wrapper.vendor == "postgresql":
@@ -92,8 +92,8 @@ class QueuePool(Pool):
         if self._is_overridden:
             super().put(session)
             return
-        # First, so that whoever queries while it goes back gets another; and so that an
-        # interruption leaves it to nobody, and SQLAlchemy takes it back.
+        # Forgotten first: a query meanwhile gets another connection, and after an
+        # interruption nobody has this one, so SQLAlchemy takes it back.
         self.forget(session)
         connection = session.let_go()
         connection.close()
@@ -109,8 +109,8 @@ class QueuePool(Pool):
             place.acquire(timeout=min(remaining, _LOOK_AGAIN))
 
     def _make_and_take(self, session: Session) -> Any:
-        # The pool is made on the way.  It is to do without a ping at each checkout,
-        # which is on by default, where we look ourselves (see CHECK_AFTER_IDLE).
+        # This makes the pool, too: without its ping at each checkout, which is on by
+        # default, where we check connections ourselves (see CHECK_AFTER_IDLE).
         wrapper = session.wrapper
         settings = wrapper.settings_dict
         refuse(wrapper.alias, queue_problems(wrapper.alias, settings))
@@ -133,7 +133,7 @@ class QueuePool(Pool):
         session.wrapper.connection.invalidate()
 
     def close(self, wrapper: Any) -> None:
-        # Neither package does, though Django asks it to before it clones a database.
+        # Neither package does, though Django asks for it before it clones a database.
         self._close(wrapper.alias)
 
     def close_all_of(self, database: Any) -> None:
@@ -182,7 +182,7 @@ class QueuePool(Pool):
 
 
 def _forget_end(proxy: Any) -> None:
-    """Let a proxy of SQLAlchemy not roll back when it is collected."""
+    """Keep a proxy of SQLAlchemy's from rolling back when it is collected."""
     finalizer = getattr(proxy, "_finalizer", None)
     record = getattr(proxy, "_connection_record", None)
     if finalizer is not None:

@@ -1,19 +1,19 @@
-"""psycopg_pool's pool as this library uses it: quicker, and none of its connections is lost.
+"""psycopg_pool's pool as this library uses it: quicker, and it loses no connection.
 
 `RealPool` is a subclass.  What it overrides of its parent, by name, and why:
 
-- `getconn`, `putconn`: an idle connection is given and taken back in one short critical
-  section each.  What is out of the ordinary goes on in the parent's method.
-- `_getconn_unchecked`: waiting, first come, first served, for as long as one waits; with a
-  place in the line that costs a third of the parent's, and that is left at the end.
-- `_check_connection`: a borrower that looks at its connection itself needs no round trip.
+- `getconn`, `putconn`: an idle connection is given out and taken back in one short
+  critical section each.  Everything else goes on in the parent's method.
+- `_getconn_unchecked`: a thread that waits keeps its place in the line, first come, first
+  served.  The place costs a third of the parent's, and is left at the end.
+- `_check_connection`: a borrower that checks its connection itself needs no round trip.
 - `_add_to_pool`, `_return_connection`, `_putconn`: who has which connection is written
   down where it changes.
 - `_reset_connection`: after the user's `reset`, a connection is configured as when it was
   made.
-- `_connect`: why there is no connection, and that there was one.
+- `_connect`: notes why there is no connection, or that there was one.
 - `schedule_task`: a server that was away is tried again within a second.
-- `check`, `resize` and the rest are the parent's, as are all of its attributes.
+- The rest is the parent's, as are all of its attributes.
 
 Who has which connection stands in `_members`.  So a connection that an interrupted thread
 has lost between two steps is found by `reap()`, and replaced once.
@@ -32,7 +32,7 @@ from typing import Any, Protocol
 from weakref import ref
 
 from psycopg.pq import TransactionStatus
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool import pool as parent
 
 from .._drivers.psycopg3 import know
@@ -46,19 +46,19 @@ IDLE, UNKNOWN = TransactionStatus.IDLE, TransactionStatus.UNKNOWN
 
 #: Seconds between two attempts to reach a server that is away.
 _RETRY_WITHIN = 1.0
-#: Seconds after which somebody who waits looks at its place, whether called or not.
+#: Seconds after which a thread that waits looks at its place, whether woken or not.
 _LOOK_AGAIN = 1.0
 
 
 class Borrower(Protocol):
-    """Who may have a connection, and can tell whether it has lost it."""
+    """Something that borrows a connection, and can tell whether it has lost it."""
 
     def has_lost(self, connection: Any) -> bool:
-        """Return whether the connection, lent to this one, is certainly not in its hands."""
+        """Return whether it certainly does not have the connection that it was lent."""
 
 
 class _Out:
-    """Where a connection is that neither is idle nor was lent to a `Borrower`."""
+    """Where a connection is that is not idle, and was not lent to a `Borrower`."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -67,25 +67,41 @@ class _Out:
         return self._name
 
 
-#: Lent to somebody who uses the pool by itself, and answers for it.
+#: Lent to code that uses the pool directly, and is responsible for it.
 OTHERS = _Out("lent to others")
 #: With a worker of the pool, which resets it.
 RETURNING = _Out("being returned")
-#: Of no use any more: a worker is to replace it.
+#: Just made, and not used yet.
+MADE = _Out("just made")
+#: Broken, too old, or lost: a worker is to replace it.
 LOST = _Out("lost")
 
 #: What is to be found in the parent, by name; else its pools stay as they are.
 NEEDED = (
-    *("_add_connection", "_add_to_pool", "_check_connection", "_connect"),
-    *("_getconn_unchecked", "_maybe_grow_pool", "_putconn", "_reset_connection"),
+    *("_add_connection", "_add_to_pool", "_check_connection", "_check_open_getconn"),
+    *(
+        "_connect",
+        "_getconn_unchecked",
+        "_maybe_grow_pool",
+        "_putconn",
+        "_reset_connection",
+    ),
     *("_return_connection", "getconn", "putconn", "run_task", "schedule_task"),
 )
 NEEDED_IN_POOL = (
-    *("_check", "_closed", "_configure", "_max_size", "_min_size", "_nconns", "_nconns_min"),
+    *(
+        "_check",
+        "_closed",
+        "_configure",
+        "_max_size",
+        "_min_size",
+        "_nconns",
+        "_nconns_min",
+    ),
     *("_pool", "_pool_full_event", "_reset", "_stats", "_waiting"),
 )
 
-# If somebody puts others in their place, on the parent, to watch or forbid, these are used.
+# If a tool patches these on the parent, its methods are called.
 _GETCONN, _PUTCONN = ConnectionPool.getconn, ConnectionPool.putconn
 
 
@@ -98,12 +114,12 @@ class Place:
         self.owner = owner
         self.conn: Any = None
         self.error: BaseException | None = None
-        #: Released when there is something to be had, or to be told.
+        #: Released when there is a connection or an error for it.
         self.turn = allocate_lock()
         self.turn.acquire()
 
     def fail(self, error: BaseException) -> bool:
-        """Let the one who waits raise an error, as the parent's `close()` does."""
+        """Let the waiting thread raise an error, as the parent's `close()` does."""
         self.error = error
         self.call()
         return True
@@ -119,10 +135,10 @@ class RealPool(ConnectionPool[Any]):
     The connection that was used last is the one whose server process has warm caches.
     """
 
-    #: Each connection that is made and not closed: None while it is idle, else who has it:
-    #: a weak reference to a borrower, or one of the above.
+    #: Who has each connection that was made and not closed: None while it is idle, else a
+    #: weak reference to a borrower, or one of the above.
     _members: dict[Any, Any]
-    #: What a thread asks on behalf of, while it waits.
+    #: The borrower that each thread asks for.
     _asking: dict[int, Any]
     #: See `locked`.
     _holder: int
@@ -139,8 +155,8 @@ class RealPool(ConnectionPool[Any]):
     def adopt(cls, pool: Any) -> bool:
         """Make a pool that was never opened one of this class; return whether it is now.
 
-        It stays what it is if it is not made of what is overridden here: then nothing is
-        lost but speed, and what is told of connections that are lost.
+        It stays what it is if it lacks something that is overridden or used here: slower,
+        and without the search for lost connections.
         """
         if type(pool) is not ConnectionPool or not is_known(pool):
             logger.info(
@@ -148,6 +164,11 @@ class RealPool(ConnectionPool[Any]):
                 getattr(pool, "name", pool),
             )
             return False
+        cls._adopt(pool)
+        return True
+
+    @classmethod
+    def _adopt(cls, pool: Any) -> None:
         pool.__class__ = cls
         pool._lock = RLock()  # older versions make it when the pool is opened
         pool._holder = 0
@@ -155,7 +176,6 @@ class RealPool(ConnectionPool[Any]):
         pool.last_error, pool.has_connected = None, False
         pool._drains = hasattr(pool, "_drained_at")
         registry.add_pool(pool)
-        return True
 
     # ##### Out and in #####
 
@@ -172,17 +192,15 @@ class RealPool(ConnectionPool[Any]):
             connection = self._take_idle(owner)
             if connection is not None:
                 return connection
-        if owner is OTHERS:
-            return super().getconn(timeout)
         me = get_ident()
-        before = self._asking.get(me, OTHERS)  # of whom a signal handler has interrupted
+        before = self._asking.get(me, OTHERS)  # of the call that this one interrupts
         try:
             self._asking[me] = owner
             return super().getconn(timeout)
         finally:
             self._asking[me] = before
             if before is OTHERS:
-                del self._asking[me]
+                self._asking.pop(me, None)  # a signal handler has been here just now
 
     def putconn(self, conn: Any) -> None:
         if (
@@ -193,13 +211,15 @@ class RealPool(ConnectionPool[Any]):
             and not self._is_expired(conn)
             and ConnectionPool.putconn is _PUTCONN
         ):
-            self._add_to_pool(conn)
+            conn._pool = None
+            if not self._keep(conn):
+                conn.close()
         else:
             super().putconn(conn)
 
     def reject(self, conn: Any) -> None:
         """Take back a connection that its borrower has found broken, before any use."""
-        self._stats["requests_num"] -= 1  # who asked asks again: it is the same request
+        self._stats["requests_num"] -= 1  # the borrower asks again: it is the same request
         self._putconn(conn, from_getconn=True)
 
     @locked
@@ -213,8 +233,8 @@ class RealPool(ConnectionPool[Any]):
     def _pop_idle(self, owner: Any) -> Any:
         """Take the connection that was used last out of the idle ones; None: there is none.
 
-        Within the lock.  Its age is looked at here, because one at the bottom may not have
-        been used for longer than it may live.
+        Within the lock.  Its age is checked here: one at the bottom may have been idle for
+        longer than it may live.
         """
         idle, members = self._pool, self._members
         while idle:
@@ -223,8 +243,7 @@ class RealPool(ConnectionPool[Any]):
             members[idle[-1]] = owner
             conn = idle.pop()
             members[conn] = owner
-            if len(idle) < self._nconns_min:
-                self._nconns_min = len(idle)
+            self._nconns_min = min(self._nconns_min, len(idle))
             if not self._is_expired(conn):
                 return conn
             _of_parent.info("discarding expired connection")
@@ -237,7 +256,7 @@ class RealPool(ConnectionPool[Any]):
         return self._drains and bool(conn._created_at <= self._drained_at)
 
     def _is_checked_by(self, owner: Any) -> bool:
-        """Return whether the pool's check is one that `owner` makes by itself."""
+        """Return whether `owner` does by itself what the pool's check does."""
         return owner is not OTHERS and self._check is type(self).check_connection
 
     def _check_connection(self, conn: Any) -> None:
@@ -245,22 +264,27 @@ class RealPool(ConnectionPool[Any]):
             super()._check_connection(conn)
 
     def _add_to_pool(self, conn: Any) -> None:
-        """Give a connection to who has waited longest, or let it be idle."""
+        """Give a connection to the thread that has waited longest, or let it be idle."""
         conn._pool = None
         if not self._keep(conn):
             conn.close()
 
     @locked
     def _keep(self, conn: Any) -> bool:
-        members, waiting = self._members, self._waiting
-        if self._closed or members.get(conn) is LOST:
-            return False
+        members = self._members
+        waiting: Any = self._waiting
+        if self._closed or members.get(conn, LOST) is LOST:
+            return False  # or struck out: there is another in its place
         while waiting:
             place = waiting[0]
             if place.conn is None and place.error is None:
-                # An interruption in between finds it with the one who gets it.
-                members[conn] = place.owner
-                place.conn = conn
+                try:
+                    members[conn] = place.owner
+                    place.conn = conn
+                except BaseException:  # else it would wait for what the table says it has
+                    place.conn = conn
+                    members[conn] = place.owner
+                    raise
                 waiting.popleft()
                 place.call()
                 return True
@@ -292,7 +316,8 @@ class RealPool(ConnectionPool[Any]):
                 self._stats["returns_bad"] += 1
             _of_parent.warning("discarding closed connection: %s", conn)
             self._replace(conn)
-        elif self._is_expired(conn):
+        elif from_getconn or self._is_expired(conn):
+            # One that its check has refused would be the next to be given out.
             _of_parent.info("discarding expired connection")
             self._replace(conn)
         else:
@@ -301,10 +326,16 @@ class RealPool(ConnectionPool[Any]):
     def _reset_connection(self, conn: Any) -> None:
         super()._reset_connection(conn)
         if self._reset is not None and conn.pgconn.transaction_status == IDLE:
-            # Nobody knows what the user's callback has undone.
+            # The user's callback may have undone anything.
             know(conn).heard = None
             if self._configure is not None:
-                self._configure(conn)
+                try:
+                    self._configure(conn)
+                except Exception:
+                    logger.warning(
+                        "could not configure a connection of %r", self.name, exc_info=True
+                    )
+                    conn.close()
 
     # ##### Waiting #####
 
@@ -327,7 +358,7 @@ class RealPool(ConnectionPool[Any]):
             return conn, None
         if self.max_waiting and len(self._waiting) >= self.max_waiting:
             self._stats["requests_errors"] += 1
-            raise parent.TooManyRequests(
+            raise TooManyRequests(
                 f"the pool {self.name!r} has already {len(self._waiting)} requests waiting"
             )
         self._raise_if_unreachable()
@@ -382,14 +413,17 @@ class RealPool(ConnectionPool[Any]):
             raise
         self.last_error, self.has_connected = None, True
         know(conn)
+        self._members[conn] = MADE
         for retry in list(self._retries):
             retry.tick()
         return conn
 
     def _raise_if_unreachable(self) -> None:
-        # A pool goes on trying for its whole timeout; but a wrong password is told at
+        # The parent goes on trying for its whole timeout.  A wrong password is reported at
         # once, as without a pool.
-        if self.last_error is not None and not self.has_connected:
+        # Not so once it has given up trying: then it is to begin again.
+        if self.last_error is not None and not self.has_connected and self._nconns > 0:
+            self._stats["requests_errors"] += 1
             raise copy(self.last_error)
 
     @locked
@@ -399,8 +433,8 @@ class RealPool(ConnectionPool[Any]):
 
     def schedule_task(self, task: Any, delay: float) -> None:
         if getattr(task, "attempt", None) is not None:
-            # For each connection that is missing, the parent waits twice as long after each
-            # failure.  One of them tries every second; when it succeeds, the others do.
+            # For each missing connection, the parent waits twice as long after each failure.
+            # Here one of them tries every second; when it succeeds, the others try, too.
             is_probe = not any(retry.is_probe for retry in list(self._retries))
             if is_probe:
                 delay = min(delay, _RETRY_WITHIN)
@@ -409,15 +443,20 @@ class RealPool(ConnectionPool[Any]):
 
     # ##### Losing and replacing #####
 
+    @locked
     def _replace(self, conn: Any) -> None:
-        """Let a worker close a connection and make another: once, however often asked."""
-        self._members[conn] = LOST
-        self.run_task(_Replace(self, conn))
+        """Let a worker replace a connection: once, however often this is called."""
+        if conn in self._members:
+            self._members[conn] = LOST
+            self.run_task(_Replace(self, conn))
 
     @locked
     def _replace_if(self, conn: Any, owner: Any) -> bool:
-        """Replace a connection if it is still `owner`'s."""
-        if self._members.get(conn) is not owner or conn in self._pool:
+        """Replace a connection if `owner` still has it by the table."""
+        if self._members.get(conn) is not owner:
+            return False
+        if conn in self._pool:
+            self._members[conn] = None  # interrupted before it was taken out
             return False
         self._replace(conn)
         return True
@@ -432,6 +471,8 @@ class RealPool(ConnectionPool[Any]):
 
     @locked
     def _list_members(self) -> list[tuple[Any, Any]]:
+        for conn in self._pool:
+            self._members[conn] = None  # interrupted before it was taken out, perhaps
         return list(self._members.items())
 
     def reap(self) -> None:
@@ -463,11 +504,11 @@ class RealPool(ConnectionPool[Any]):
 
     def count_lent(self) -> int:
         """Return how many connections are out."""
-        return sum(owner not in (None, LOST) for _, owner in self._list_members())
+        return sum(owner not in (None, LOST, MADE) for _, owner in self._list_members())
 
 
 class _Replace(parent.MaintenanceTask):
-    """A worker's task: to make a connection in the place of one that was lost."""
+    """A worker's task: make a connection in place of one that was lost."""
 
     def __init__(self, pool: RealPool, conn: Any) -> None:
         super().__init__(pool)
@@ -481,7 +522,7 @@ class _Replace(parent.MaintenanceTask):
 
 
 class _Retry:
-    """An attempt to connect that is scheduled, and may be made earlier: once."""
+    """A scheduled attempt to connect, which may be made earlier, but once only."""
 
     def __init__(self, task: Any, waiting: list[_Retry], is_probe: bool) -> None:
         self.is_probe = is_probe
@@ -503,5 +544,5 @@ def is_known(pool: Any) -> bool:
         all(callable(getattr(pool, name, None)) for name in NEEDED)
         and all(hasattr(pool, name) for name in NEEDED_IN_POOL)
         and all(type(getattr(pool, name)) is deque for name in ("_pool", "_waiting"))
-        and all(hasattr(parent, name) for name in ("MaintenanceTask", "TooManyRequests"))
+        and hasattr(parent, "MaintenanceTask")
     )

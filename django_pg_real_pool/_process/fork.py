@@ -1,8 +1,8 @@
 """After fork(): a child forgets its parent's connections and never touches them.
 
-Not one of them may be closed, not even politely: that would send a farewell on the
-parent's socket.  Nor may one be collected, so they are kept for the child's lifetime.
-And whoever has one all the same reaches nobody, because its socket is another.
+None of them may be closed: that would say goodbye on the parent's socket.  Nor may one be
+collected, so they are kept for the child's lifetime.  Code that still has one reaches
+nobody, because its socket was replaced.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ def _forget_parent() -> None:
     """Run in the child, on the only thread that it has, before anything else."""
     for cut in _cutting:
         cut()
-    _inherited.append(registry.pools())
-    registry.forget()
+    _inherited.append(registry.forget())
     _inherited.extend(each.abandon() for each in registry.adapters())
     _inherited.extend(each.forget_parent() for each in registry.leases())
     _inherited.append(reaper.forget())

@@ -34,17 +34,17 @@ def locked(method: F, blocking: bool = True) -> F:
     """
 
     @wraps(method)
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(self: Any, *args: Any) -> Any:
         me = get_ident()
         if self._holder == me:  # an outer frame has the lock, and will release it
-            return method(self, *args, **kwargs)
+            return method(self, *args)
         lock, is_over = self._lock, False
         try:
             try:
                 if not lock.acquire(blocking):
                     return None
                 self._holder = me
-                result = method(self, *args, **kwargs)
+                result = method(self, *args)
                 self._holder = 0
                 lock.release()
             except BaseException:

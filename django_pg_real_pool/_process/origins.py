@@ -24,7 +24,7 @@ def find_origin() -> str:
 def _is_passed_over(frame: FrameType) -> bool:
     return (
         frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_OVER
-        # A method of the base, whoever wrote that: not who wanted the cursor.
+        # A method of the base, whoever wrote it: not the code that wanted the cursor.
         or isinstance(frame.f_locals.get("self"), BaseDatabaseWrapper)
     )
 

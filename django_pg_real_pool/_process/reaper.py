@@ -1,7 +1,7 @@
 """Gives back the connections of threads that ended without doing so.
 
-And those that a thread lost without ending, because an exception was thrown into it at
-a moment when nothing could be done about it.
+And those that a thread has lost because an exception was thrown into it between two
+steps.
 """
 
 from __future__ import annotations

@@ -76,8 +76,13 @@ def adapters() -> list[Any]:
         return list(_adapters)
 
 
-def forget() -> None:
-    """In a forked child: another thread of the parent may have held the lock."""
+def forget() -> Any:
+    """In a forked child: another thread of the parent may have held the lock.
+
+    Returns what must not be collected as long as the child lives.
+    """
     global _lock, _pools
     _lock = RLock()
+    inherited = pools()
     _pools = WeakSet()
+    return inherited

@@ -69,7 +69,7 @@ _WORD = re.compile(r"[a-z_]\w*", re.ASCII)
 
 _PLAIN, _BOTH = (False,), (False, True)
 
-#: The kinds of tokens that may be code for somebody.
+#: The kinds of tokens that some function may run as code.
 _STRINGS = ("string", "escaped", "dollar")
 
 
@@ -115,7 +115,7 @@ def _backslash_escapes(context: Any) -> bool | None:
 def _analyse(sql: str) -> str | None:
     """Return what `sql`, one statement or several, changes of its session; or None.
 
-    Raises TwoReadings: the caller has no test to make after what is nearly always None.
+    Raises TwoReadings, so that the caller need not test what is nearly always None.
     """
     # Tracing tools end each statement with a comment that no other statement has.
     statement = _without_last_comment(sql)

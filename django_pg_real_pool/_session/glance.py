@@ -1,4 +1,4 @@
-"""A quick look at a text, which tells most of those that change nothing from the rest.
+"""A quick look at a text, which recognises most of those that change nothing.
 
 The scanner makes an object of each word, and takes a tenth of a second for what
 `bulk_update()` sends.  Here nothing is done for each word: a text is searched for names,
@@ -22,7 +22,7 @@ from .scanner import (
 )
 from .words import FIRST_WORDS, FUNCTIONS, SETTINGS_VIEW, TEMPORARY, TEMPORARY_SCHEMA
 
-#: What changes a session wherever it is, perhaps.
+#: What may change a session, wherever it stands.
 _NAMES = (*FUNCTIONS, TEMPORARY_SCHEMA, SETTINGS_VIEW, "u&'", 'u&"')
 _TEMPORARY = re.compile(rf"(?:{'|'.join(TEMPORARY)})(?![{LETTER}])", re.ASCII)
 
@@ -31,15 +31,15 @@ _FIRST = re.compile(rf"\s*({WORD}|\()", re.ASCII)
 _BEGINNINGS = (*FIRST_WORDS, "do")
 _BEGINNINGS_WITH_HOLD = (*_BEGINNINGS, "declare")
 
-#: An escape that does not have the character it stands for.
+#: An escape that is written without the character it stands for.
 _CODED = re.compile(r"\\[xuU0-7]")
 
 #: What may be a comment between two parts of a word.  No name of ours begins with an E.
 _COMMENTED = re.compile(r"'(?<=\w')(?<![^\w'][eE]')\s*--", re.ASCII)
 
-# What is none of the code, by whether a backslash escapes in a plain constant.  What has
-# a quote within is taken for two here, one after the other: there is nothing between.
-# What is no constant, name or comment for certain, is left in the code, with its quote.
+# What is not code, by whether a backslash escapes in a plain constant.  A constant with a
+# quote in it counts as two here, with nothing between.  What may be no constant, name or
+# comment is left in the code, with its quote.
 _NO_CODE = {
     escapes: re.compile(
         rf"""

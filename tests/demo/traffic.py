@@ -19,7 +19,6 @@ import django
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.db import close_old_connections, connection
-from psycopg_pool import ConnectionPool
 
 from demo.run import Run
 
@@ -147,7 +146,7 @@ def main(label: str, seconds: float, file: Path) -> None:
     wrapper: Any = connection
     pool = wrapper.pool
     traffic = Traffic(application, PRODUCTS, seconds)
-    traffic.watch(ConnectionPool)
+    traffic.watch(type(pool))
     pool.wait()
     pool.pop_stats()
     traffic.run(label, pool)

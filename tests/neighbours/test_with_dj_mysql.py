@@ -35,7 +35,7 @@ from django_pg_real_pool import (
     pool_status,
 )
 from django_pg_real_pool._drivers import Driver
-from django_pg_real_pool._pools.queue_pool import QueuePool
+from django_pg_real_pool._pools.queue import QueuePool
 
 ALIAS = "mysql_dj"
 

@@ -16,7 +16,7 @@ from django.db import OperationalError, connections, transaction
 from helpers import backend_pid, census, pool_of_one, run_in_thread
 
 from django_pg_real_pool import assert_released
-from django_pg_real_pool._pools.queue_pool import QueuePool
+from django_pg_real_pool._pools.queue import QueuePool
 
 ALIAS = "dj"
 

@@ -1,7 +1,7 @@
 """Asks a server, beside every pool, what only a connection can tell.
 
 It makes connections of its own and closes them again, so no pool is opened and no lease
-begins.  It sends nothing but SELECTs, and waits for nothing for long.
+begins.  It sends nothing but SELECTs, and waits only for a limited time.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Unreachable:
 def probe(wrapper: Any) -> Server | Unreachable | None:
     """Look at the server of a wrapper whose driver is psycopg.
 
-    None if it can be reached, but does not answer what it is asked; or if it can't, but
-    the base may know another way.
+    None if it can be reached, but does not answer the question; or if it can't, but the
+    base may connect in another way.
     """
     try:
         connection, refusal = _connect(wrapper)
@@ -121,7 +121,7 @@ def _connects_as_usual(wrapper: Any) -> bool:
 
 
 def _in_one_line(error: Exception) -> str:
-    """Return what was said, without libpq's guesses and what psycopg says again."""
+    """Return the reason, without libpq's guesses and what psycopg repeats."""
     text, _, _ = str(error).partition("Multiple connection attempts failed")
     lines = [line for line in text.splitlines() if not line.startswith("\t")]
     said = dict.fromkeys(
@@ -148,7 +148,7 @@ def _kind_of_pooler(wrapper: Any, one: Any) -> Pooler:
 def _connect(wrapper: Any) -> tuple[Any, Exception | None]:
     """Connect as the wrapper's pool does, but beside it.
 
-    Where that needs to be done without `OPTIONS["options"]`, the second is why.
+    The second is the error, if that works only without `OPTIONS["options"]`.
     """
     options = wrapper.settings_dict["OPTIONS"].get("pool")
     options = options if isinstance(options, Mapping) else {}

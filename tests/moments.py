@@ -1,0 +1,90 @@
+"""Breaks into a running program at each of its moments: to raise, or to do something.
+
+A moment is a bytecode of the modules that are named: what a signal handler or a time limit
+can come between.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from types import FrameType, ModuleType
+from typing import Any
+
+from leases import Stop
+
+
+def files_of(*modules: ModuleType) -> frozenset[str]:
+    return frozenset(str(module.__file__) for module in modules)
+
+
+class Break:
+    """Does `action` once, at the `moment`-th moment of what runs in `files`."""
+
+    def __init__(self, moment: int, files: frozenset[str], action: Callable[[], object]):
+        self._left = moment
+        self._files = files
+        self._action = action
+        #: Where it was; None: what ran came to its end before.
+        self.where: str | None = None
+
+    def run(self, program: Callable[[], object]) -> None:
+        """Run `program` in this thread."""
+        gc.disable()  # a finaliser is not what is to be interrupted
+        sys.settrace(self._trace)
+        try:
+            program()
+        finally:
+            sys.settrace(None)
+            gc.enable()
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if frame.f_code.co_filename not in self._files or self.where is not None:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._count
+
+    def _count(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "opcode" and self.where is None:
+            self._left -= 1
+            if self._left == 0:
+                file = os.path.basename(frame.f_code.co_filename)
+                self.where = f"{frame.f_code.co_name} at {file}:{frame.f_lineno}"
+                sys.settrace(None)
+                self._action()
+        return self._count
+
+
+def stop() -> None:
+    raise Stop
+
+
+def interruptions(
+    program: Callable[[], object], *modules: ModuleType, every: int = 1
+) -> Iterator[str]:
+    """Run `program` again and again, with Stop raised a moment later each time.
+
+    Yields where, after each; the end is a run that nothing has interrupted.
+    """
+    return breaks(program, stop, *modules, every=every)
+
+
+def breaks(
+    program: Callable[[], object],
+    action: Callable[[], object],
+    *modules: ModuleType,
+    every: int = 1,
+) -> Iterator[str]:
+    """Like `interruptions`, but `action` is what happens at that moment."""
+    files = files_of(*modules)
+    for moment in count(1, every):
+        each = Break(moment, files, action)
+        with suppress(Stop):
+            each.run(program)
+        if each.where is None:
+            return
+        yield each.where

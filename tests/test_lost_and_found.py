@@ -1,0 +1,201 @@
+"""F5, F7, R10: what is lost stays lost, and what can be had again is found again."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import suppress
+from functools import partial
+from threading import Event
+from typing import Any
+from weakref import WeakSet
+
+import pytest
+from django.db import OperationalError, connections, transaction
+from django.db.backends.utils import CursorWrapper
+from django.db.transaction import atomic
+from faults import extra_alias
+from helpers import DEADLINE, backend_pid, installed
+from leases import add, assert_usable, committed
+from second_server import HOST, PASSWORD, USER, Server
+from settings import STOCK_OF
+
+from django_pg_real_pool import make_release_backend
+
+pytest_plugins = ("fix_faults",)
+
+
+def terminate(observer: Any, pid: int) -> None:
+    observer.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+
+
+# ##### A server that comes late #####
+
+
+def test_a_pool_that_has_given_up_tries_again_when_it_is_asked(
+    second_server: Server,
+) -> None:
+    """F5, R10: a server that was away for longer than `reconnect_timeout`, at the start."""
+    has_given_up = Event()
+    pool = {
+        "min_size": 1,
+        "max_size": 1,
+        "timeout": 5.0,
+        "reconnect_timeout": 0.1,
+        "reconnect_failed": lambda pool: has_given_up.set(),
+    }
+    address: dict[str, Any] = {"HOST": HOST, "PORT": second_server.port, "NAME": "postgres"}
+    who: dict[str, Any] = {"USER": USER, "PASSWORD": PASSWORD, "OPTIONS": {"pool": pool}}
+    with extra_alias("late_native", "native", **address, **who) as name:
+        second_server.stop()
+        try:
+            for _ in range(2):
+                has_given_up.clear()
+                with pytest.raises(OperationalError):
+                    backend_pid(name)
+                assert has_given_up.wait(DEADLINE)
+        finally:
+            second_server.start()
+        assert backend_pid(name) == backend_pid(name)
+
+
+# ##### A transaction whose connection is lost #####
+
+
+@pytest.fixture
+def lost(alias: str, wrapper: Any, observer: Any) -> list[str]:
+    """Lose a transaction, not one of a block, that has a callback; note who is called."""
+    called: list[str] = []
+    wrapper.set_autocommit(False)
+    with atomic(using=alias):
+        transaction.on_commit(lambda: called.append("lost"), using=alias)
+        add(alias, "lost")
+        pid = backend_pid(alias)
+    terminate(observer, pid)
+    with pytest.raises(OperationalError):
+        wrapper.commit()
+    return called
+
+
+def test_callbacks_of_a_lost_transaction_do_not_run_in_autocommit(
+    alias: str, wrapper: Any, observer: Any, lost: list[str]
+) -> None:
+    """F7: neither when it is switched on, nor after the next block."""
+    with suppress(OperationalError):
+        wrapper.set_autocommit(True)
+        with atomic(using=alias):
+            transaction.on_commit(lambda: lost.append("next"), using=alias)
+            add(alias, "next")
+    assert "lost" not in lost
+    assert committed(observer) == lost
+    wrapper.close()
+    assert_usable(alias, observer)
+
+
+def test_callbacks_of_a_lost_transaction_do_not_run_after_the_next_one(
+    alias: str, wrapper: Any, observer: Any, lost: list[str]
+) -> None:
+    """F7: which is begun and committed by hand, as the lost one was."""
+    with suppress(OperationalError):
+        add(alias, "next")
+        wrapper.commit()
+        wrapper.set_autocommit(True)
+    assert lost == []
+    assert "lost" not in committed(observer)
+    wrapper.close()
+    assert_usable(alias, observer)
+
+
+def test_a_transaction_begun_as_sql_is_lost_whoever_sees_it_break(
+    alias: str, wrapper: Any, observer: Any
+) -> None:
+    """F7: another cursor, too: what comes next is not sent outside it."""
+    cursors = [wrapper.cursor() for _ in range(2)]
+    cursors[0].execute("SELECT pg_backend_pid()")
+    (pid,) = cursors[0].fetchone()
+    cursors[0].execute("BEGIN")
+    terminate(observer, pid)
+    with pytest.raises(Exception, match=r"terminat|closed"):
+        cursors[-1].execute("SELECT 1")
+    for cursor in cursors:
+        cursor.close()
+    with pytest.raises(OperationalError):
+        add(alias, "of the lost transaction")
+    assert committed(observer) == []
+    wrapper.close()
+    assert_usable(alias, observer)
+
+
+# ##### A pool that serves copies #####
+
+
+class Resetting:
+    """A callback that is an object, of which a copy is another one."""
+
+    def __call__(self, connection: Any) -> None:
+        pass
+
+    def reset(self, connection: Any) -> None:
+        pass
+
+
+def reset(connection: Any) -> None:
+    pass
+
+
+def reset_to(value: int, connection: Any) -> None:
+    pass
+
+
+CALLBACKS = {
+    "partial": partial(reset_to, 1),
+    "object": Resetting(),
+    "method": Resetting().reset,
+    "partial of a method": partial(Resetting().reset),
+    "function": reset,
+}
+
+
+@pytest.mark.parametrize("callback", CALLBACKS)
+def test_a_wrapper_and_its_copy_have_one_pool(callback: str) -> None:
+    """R10: whatever Django's copy() makes of the options."""
+    pool = {"min_size": 1, "max_size": 1, "timeout": 5, "reset": CALLBACKS[callback]}
+    with extra_alias("copied_native", "native", OPTIONS={"pool": pool}) as name:
+        original: Any = connections[name]
+        pid, of_original = backend_pid(name), original.pool
+        copy = original.copy()
+        with installed(name, type(original)):
+            connections[name] = copy
+            try:
+                assert backend_pid(name) == pid
+            finally:
+                copy.close()
+        assert backend_pid(name) == pid
+        assert original.pool is of_original
+
+
+# ##### Classes that nobody uses any more #####
+
+
+def test_cursor_classes_that_are_made_for_one_cursor_do_not_pile_up(alias: str) -> None:
+    """D5: a base may make a class for each; a few hundred may be remembered, not all."""
+    made: WeakSet[type] = WeakSet()
+
+    def make_cursor(self: Any, cursor: Any) -> Any:
+        class Traced(CursorWrapper):
+            pass
+
+        made.add(Traced)
+        return Traced(cursor, self)
+
+    stock = type(connections[STOCK_OF[alias]])
+    namespace = {"__module__": "a_users.base", "make_cursor": make_cursor}
+    with installed(alias, make_release_backend(type("Base", (stock,), namespace))) as db:
+
+        def left_after(queries: int) -> int:
+            for _ in range(queries):
+                db.cursor().close()
+            gc.collect()
+            return len(made)
+
+        first = left_after(400)
+        assert left_after(400) <= first
