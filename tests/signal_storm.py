@@ -244,7 +244,7 @@ def run_alone(engine: str, seconds: float) -> Result:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=15, help="for each engine")
     parser.add_argument("--engine", choices=ENGINES, action="append")
     options = parser.parse_args()

@@ -81,7 +81,8 @@ def cut_inherited() -> None:
     So a polite close, or a cursor that somebody still has, can't harm the parent.
     """
     sockets = []
-    for physical in [each() for each in list(_physicals)]:
+    for find in list(_physicals):
+        physical: Any = find()
         with suppress(Exception):  # it is closed, or no more
             sockets.append(physical.pgconn.socket)
     cut(sockets)
@@ -123,7 +124,8 @@ class Psycopg(Driver):
         know(physical).sent_by_base = sent
 
     def forget_others(self, physical: Any) -> None:
-        for other in [each() for each in list(_physicals)]:
+        for find in list(_physicals):
+            other = find()
             if (
                 other is not None
                 and other is not physical
