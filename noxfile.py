@@ -143,6 +143,7 @@ WHEEL = [
     "django_pg_real_pool/_process/origins.py",
     "django_pg_real_pool/_process/reaper.py",
     "django_pg_real_pool/_process/registry.py",
+    "django_pg_real_pool/_process/weak.py",
     "django_pg_real_pool/_session/__init__.py",
     "django_pg_real_pool/_session/glance.py",
     "django_pg_real_pool/_session/scanner.py",

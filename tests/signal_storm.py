@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -111,7 +112,10 @@ class Storm:
         def count_ignored(unraisable: Any) -> None:
             if isinstance(unraisable.exc_value, Stop):
                 result.ignored += 1
-                self.errors[f"ignored in {unraisable.object!r:.80}"] += 1
+                place = traceback.extract_tb(unraisable.exc_traceback)[0]
+                where = f"{place.filename}:{place.lineno}".split("site-packages/")[-1]
+                what = unraisable.err_msg or f"ignored in {unraisable.object!r:.80}"
+                self.errors[f"{what}, at {where}"] += 1
 
         sys.unraisablehook = count_ignored
         signal.signal(signal.SIGALRM, stop)

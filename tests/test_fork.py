@@ -26,7 +26,7 @@ from helpers import backend_pid, wait_until
 from tcp_proxy import Proxy
 
 from django_pg_real_pool import pin_connection
-from django_pg_real_pool._process import fork, reaper, registry
+from django_pg_real_pool._process import fork, reaper
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() here")
 pytest_plugins = ("fix_faults",)
@@ -321,7 +321,7 @@ def test_locks_that_other_threads_hold_do_not_stop_the_child(forking: str) -> No
     """F1: those of the pool and of this library alike."""
     wrapper: Any = connections[forking]
     other = wrapper.copy()
-    locks = [registry._lock, reaper._lock, wrapper._lease._lock, other._lease._lock]
+    locks = [reaper._lock, wrapper._lease._lock, other._lease._lock]
     if forking.endswith("dj"):
         from dj_db_conn_pool.core import pool_container
 

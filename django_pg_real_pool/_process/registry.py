@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from threading import RLock
 from typing import Any, Protocol
-from weakref import WeakSet
+
+from .weak import WeakBag
 
 
 class Leased(Protocol):
@@ -37,52 +37,42 @@ class Adapting(Protocol):
         """Close the pools of a database."""
 
 
-_lock = RLock()
-_leases: WeakSet[Any] = WeakSet()
-_pools: WeakSet[Any] = WeakSet()
+_leases: WeakBag[Any] = WeakBag()
+_pools: WeakBag[Any] = WeakBag()
 #: The adapters of all classes that were made.
-_adapters: WeakSet[Any] = WeakSet()
+_adapters: WeakBag[Any] = WeakBag()
 
 
 def add_lease(lease: Leased) -> None:
-    with _lock:
-        _leases.add(lease)
+    _leases.add(lease)
 
 
 def add_pool(pool: Pooling) -> None:
-    with _lock:
-        _pools.add(pool)
+    _pools.add(pool)
 
 
 def add_adapter(adapter: Adapting) -> None:
-    with _lock:
-        _adapters.add(adapter)
+    _adapters.add(adapter)
 
 
 def leases(alias: str | None = None) -> list[Any]:
     """Return the leases of one alias, or of all."""
-    with _lock:
-        everyone = list(_leases)
-    return [each for each in everyone if alias is None or each.alias == alias]
+    return [each for each in _leases if alias is None or each.alias == alias]
 
 
 def pools() -> list[Any]:
-    with _lock:
-        return list(_pools)
+    return list(_pools)
 
 
 def adapters() -> list[Any]:
-    with _lock:
-        return list(_adapters)
+    return list(_adapters)
 
 
 def forget() -> Any:
-    """In a forked child: another thread of the parent may have held the lock.
+    """In a forked child: the parent's pools are not the child's.
 
     Returns what must not be collected as long as the child lives.
     """
-    global _lock, _pools
-    _lock = RLock()
     inherited = pools()
-    _pools = WeakSet()
+    _pools.clear()
     return inherited

@@ -1,0 +1,44 @@
+"""R3: what watches things go costs nobody an exception."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from django_pg_real_pool._process.weak import WeakBag
+
+
+class Thing:
+    """Something that can be referred to weakly."""
+
+
+def test_it_has_what_lives() -> None:
+    bag, one, other = WeakBag[Thing](), Thing(), Thing()
+    bag.add(one)
+    bag.add(other)
+    bag.add(one)
+    assert len(list(bag)) == 2
+    del one
+    assert list(bag) == [other]
+    bag.clear()
+    assert list(bag) == []
+
+
+def test_what_goes_runs_no_python_code() -> None:
+    """Where there is none, no signal handler or time limit can throw into it."""
+    bag, things, called = WeakBag[Thing](), [Thing() for _ in range(3)], []
+    for each in things:
+        bag.add(each)
+    del each
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        if event == "call":
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(profile)
+    try:
+        things.clear()
+    finally:
+        sys.setprofile(None)
+    assert list(bag) == []
+    assert called == []
