@@ -11,6 +11,8 @@ from django.db import connections
 from helpers import census, forget_pool, wait_until
 from settings import STOCK_OF
 
+from django_pg_real_pool._process import registry
+
 ENGINES = list(STOCK_OF)
 
 
@@ -68,3 +70,7 @@ def _nothing_leaks() -> Iterator[None]:
             raise
     with psycopg.connect(autocommit=True) as connection:
         connection.execute("TRUNCATE item RESTART IDENTITY")
+    kept = [dict(adapter._out) for adapter in registry.adapters() if adapter._out]
+    for adapter in registry.adapters():
+        adapter._out.clear()
+    assert not kept, f"an adapter remembers connections that nobody has: {kept}"

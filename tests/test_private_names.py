@@ -921,6 +921,7 @@ def test_without_a_name_of_psycopg_no_reset_will_do(name: str, physical: Any) ->
     """The guard: what can't be compared can't be trusted to be clean."""
     driver = Psycopg()
     driver.mark_set_up(physical, ())
+    driver.snapshot(physical)
     assert driver.reset(physical)
     moved = "_adapters" if name == "adapters" else name
     delattr(physical, moved)

@@ -26,6 +26,8 @@ class Story:
 
     def __init__(self, db: Any, observer: Any, death: Death) -> None:
         self.db = db
+        # What is logged has their numbers.
+        db.savepoint_state = db._named_cursor_idx = 0
         self.observer = observer
         self.happened: list[str] = []
         self._death = death

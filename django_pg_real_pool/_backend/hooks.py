@@ -136,8 +136,7 @@ def read(cls: Any) -> Hooks:
         init_every_time=not _runs_once(cls, "init_connection_state"),
         create_cursor=undecorated(cls.create_cursor),
         own_close=not is_known(definer(cls, "_close")),
-        close_pool=hasattr(cls, "close_pool")
-        and not is_djangos(definer(cls, "close_pool")),
+        close_pool=not is_djangos(definer(cls, "close_pool") or BaseDatabaseWrapper),
         plain_commit=definer(cls, "commit") is BaseDatabaseWrapper,
         plain_cursors=definer(cls, "make_cursor") is BaseDatabaseWrapper,
         makes_cursors=not _is_ours(cls, "make_cursor", "make_debug_cursor"),

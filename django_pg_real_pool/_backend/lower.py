@@ -61,6 +61,11 @@ class LowerLayer(_Base):
             lease.is_going()
         super().close()
 
+    def validate_thread_sharing(self) -> None:
+        # Django takes a lock first, which an interruption can leave held on Python 3.14.
+        if self._thread_ident != get_ident():
+            super().validate_thread_sharing()
+
     # ##### Cursors #####
 
     def cursor(self) -> Any:

@@ -183,6 +183,8 @@ class ConnectionReleaseMixin(_Base):
             if self.connection is not None:
                 lease.drop(True)
             else:
+                if lease.phase is not Phase.FREE:
+                    lease.drop()  # its end was interrupted
                 super().close()
                 if self.in_atomic_block:
                     self.closed_in_transaction = True

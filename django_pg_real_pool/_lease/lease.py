@@ -136,6 +136,8 @@ class Lease:
         # Not from here: this may be any thread, inside the pool's own lock.
         if self.use is POOLED and self.wrapper.connection is not None:
             reaper.run_soon(partial(self.give_up, "was dropped with a connection"))
+        else:
+            self.hooks.pool.forget(self)  # where its end was interrupted
 
     # ##### What it is made of #####
 
@@ -349,6 +351,8 @@ class Lease:
             giving_back.forget(self)
         elif self.wrapper.connection is not None:
             self.drop()
+        elif self.phase is not Phase.ASKED:
+            giving_back.forget(self)
 
     def get(self) -> None:
         """Get a connection from the pool, whatever state it is in."""
