@@ -191,7 +191,7 @@ class ConnectionReleaseMixin(_Base):
                     self.needs_rollback = True
         finally:
             # Else an interruption has left something to be done by the next close().
-            if self.connection is None:
+            if self.connection is None and lease.phase is Phase.FREE:
                 lease.end_session()
 
     def _close_as_base(self) -> None:

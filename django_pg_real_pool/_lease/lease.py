@@ -462,6 +462,8 @@ class Lease:
         """
         if self.use is not POOLED or self.physical is None:
             return
+        if raw is not None and id(raw) not in self.holds.now.get(CURSOR, ()):
+            return  # of an earlier lease: it will refuse by itself
         autocommit = self.wrapper.autocommit
         if not autocommit or self._is_in_transaction():
             self._transaction_began()
