@@ -47,9 +47,9 @@ MOVES: dict[Phase, frozenset[Phase]] = {
     F: frozenset({F, A, T}),
     A: frozenset({F, T}),
     T: frozenset({F, H, G, C, R}),
-    H: frozenset({F, A, T, G, C, R}),
+    H: frozenset({F, A, G, C, R}),
     G: frozenset({F, R}),
-    C: frozenset({F, A, T, R}),
+    C: frozenset({F, R}),
     R: frozenset({F}),
 }
 
