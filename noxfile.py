@@ -104,6 +104,37 @@ CONTRACT = [
     )
 ]
 
+#: Versions of psycopg_pool: the oldest that is allowed, the last of its minor release, the
+#: first of the next, and the newest; and the newest again with its pools as they are, as
+#: where they are not made of what `RealPool` overrides (see tests/fix_plain.py).
+POOLS = {
+    "3.2.0": "==3.2.0",
+    "3.2": "==3.2.*",
+    "3.3.0": "==3.3.0",
+    "newest": "",
+    "plain": "",
+}
+OF_POOLS = [
+    f"tests/test_{name}.py"
+    for name in (
+        "pool_in_autocommit",
+        "pool_promises",
+        "private_names",
+        "real_pool",
+        "threads",
+    )
+]
+OF_PLAIN_POOLS = [
+    f"tests/test_{name}.py"
+    for name in (
+        "acquire_late",
+        "faults",
+        "nothing_leaks",
+        "release_early",
+        "threads",
+    )
+]
+
 WHEEL = [
     "django_pg_real_pool/__init__.py",
     "django_pg_real_pool/_api.py",
@@ -231,6 +262,18 @@ def minimums(session: nox.Session) -> None:
     """Test the lowest version that is allowed of each dependency, on the oldest Python."""
     install(session, "test", pins=lowest_versions())
     session.run("pytest", *session.posargs)
+
+
+@nox.session(tags=["ci"])
+@nox.parametrize("pool", list(POOLS), ids=list(POOLS))
+def pools(session: nox.Session, pool: str) -> None:
+    """Test what is built on psycopg_pool with its minor releases; and without our own."""
+    install(session, "test", pins=[f"psycopg-pool{POOLS[pool]}"])
+    if pool == "plain":
+        session.env["REAL_POOL_PLAIN"] = "1"
+        session.run("pytest", *OF_PLAIN_POOLS, *session.posargs)
+    else:
+        session.run("pytest", *OF_POOLS, *session.posargs)
 
 
 @nox.session(name="property")
