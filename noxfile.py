@@ -51,7 +51,7 @@ DEBIAN: dict[str, list[str]] = {
     "tutorial": ["chromium"],
 }
 #: What its tests are told: which engine they go through, and beside which stock one (see
-#: tests/settings.py); on which server, and with which extensions (see tests/server.py).
+#: settings.py in tests/support); on which server, with which extensions (see server.py).
 ENVIRONMENT: dict[str, dict[str, str]] = {
     "contrib-postgres": {
         "REAL_POOL_SERVER": "debian",
@@ -86,27 +86,27 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
 }
 #: The ordinary tests that a neighbour's backend must pass too, as the base of an engine.
 CONTRACT = [
-    f"tests/test_{name}.py"
+    f"tests/{name}.py"
     for name in (
-        "acquire_late",
-        "autocommit",
-        "base_overrides",
-        "connection_created",
-        "faults",
-        "fork",
-        "interruptions",
-        "lost_cursors",
-        "nothing_leaks",
-        "otherwise_django",
-        "release_early",
-        "session_state",
-        "threads",
+        "backend/test_base_overrides",
+        "backend/test_connection_created",
+        "backend/test_otherwise_django",
+        "lease/test_acquire_late",
+        "lease/test_autocommit",
+        "lease/test_faults",
+        "lease/test_lost_cursors",
+        "lease/test_nothing_leaks",
+        "lease/test_release_early",
+        "process/test_fork",
+        "process/test_interruptions",
+        "process/test_threads",
+        "session/test_session_state",
     )
 ]
 
 #: Versions of psycopg_pool: the oldest that is allowed, the last of its minor release, the
 #: first of the next, and the newest; and the newest again with its pools as they are, as
-#: where they are not made of what `RealPool` overrides (see tests/fix_plain.py).
+#: where they are not made of what `RealPool` overrides (see tests/support/fix_plain.py).
 POOLS = {
     "3.2.0": "==3.2.0",
     "3.2": "==3.2.*",
@@ -115,23 +115,23 @@ POOLS = {
     "plain": "",
 }
 OF_POOLS = [
-    f"tests/test_{name}.py"
+    f"tests/{name}.py"
     for name in (
-        "pool_in_autocommit",
-        "pool_promises",
-        "private_names",
-        "real_pool",
-        "threads",
+        "pools/test_pool_in_autocommit",
+        "pools/test_pool_promises",
+        "pools/test_private_names",
+        "pools/test_real_pool",
+        "process/test_threads",
     )
 ]
 OF_PLAIN_POOLS = [
-    f"tests/test_{name}.py"
+    f"tests/{name}.py"
     for name in (
-        "acquire_late",
-        "faults",
-        "nothing_leaks",
-        "release_early",
-        "threads",
+        "lease/test_acquire_late",
+        "lease/test_faults",
+        "lease/test_nothing_leaks",
+        "lease/test_release_early",
+        "process/test_threads",
     )
 ]
 
@@ -213,8 +213,7 @@ def demo(session: nox.Session) -> None:
     """Show what it is for: stock and ours under the same load.  Takes `--seconds N`."""
     install(session, "demo")
     output = Path("build", "demo").absolute()
-    session.chdir("tests")
-    session.run("python", "-m", "demo", "--output", str(output), *session.posargs)
+    run_program(session, "demo", "--output", str(output), *session.posargs)
 
 
 @nox.session
@@ -222,8 +221,7 @@ def bench(session: nox.Session) -> None:
     """Measure what early release costs and gives, beside stock.  Takes `--quick`."""
     install(session, "demo")
     output = Path("build", "bench").absolute()
-    session.chdir("tests")
-    session.run("python", "-m", "bench", "--output", str(output), *session.posargs)
+    run_program(session, "bench", "--output", str(output), *session.posargs)
 
 
 # ##### Test it #####
@@ -282,8 +280,8 @@ def property_(session: nox.Session) -> None:
     install(session, "test")
     session.run(
         "pytest",
-        "tests/test_differential.py",
-        "tests/test_wild_programs.py",
+        "tests/trials/test_differential.py",
+        "tests/trials/test_wild_programs.py",
         "--hypothesis-profile=long",
         *session.posargs,
     )
@@ -293,9 +291,10 @@ def property_(session: nox.Session) -> None:
 def interruptions(session: nox.Session) -> None:
     """Interrupt at every bytecode, then by real signals beside stock.  Takes an hour."""
     install(session, "test")
-    modules = ["tests/test_interruptions.py", "tests/test_interruptions_by_bytecode.py"]
+    names = ["interruptions", "interruptions_by_bytecode"]
+    modules = [f"tests/process/test_{name}.py" for name in names]
     session.run("pytest", *modules, *session.posargs, env={"REAL_POOL_EVERY": "1"})
-    session.run("python", "tests/signal_storm.py")
+    session.run("python", "tests/support/signal_storm.py")
 
 
 @nox.session(tags=["ci"])
@@ -319,8 +318,7 @@ def chaos(session: nox.Session) -> None:
     """Let everything go wrong for ten minutes, on stock and on ours."""
     install(session, "demo")
     output = Path("build", "chaos").absolute()
-    session.chdir("tests")
-    session.run("python", "-m", "chaos", "--output", str(output), *session.posargs)
+    run_program(session, "chaos", "--output", str(output), *session.posargs)
 
 
 @nox.session(name="django-suite")
@@ -333,8 +331,7 @@ def django_suite(session: nox.Session, django: str) -> None:
     if python_of(session) not in MATRIX[django]:
         session.skip(f"it needs another Python: --force-python {MATRIX[django][0]}")
     install(session, "suite", pins=[f"django=={django}.*"])
-    session.chdir("tests")  # not -m from the checkout, which would come before the wheel
-    session.run("python", "-m", "django_suite.run", *session.posargs)
+    run_program(session, "django_suite.run", *session.posargs)
 
 
 @nox.session(tags=["ci"])
@@ -415,7 +412,7 @@ def release(session: nox.Session) -> None:
     build_and_check(session)
     if sys.version_info < (3, 11):
         session.install("tomli")
-    session.run("python", "tests/release_check.py", session.posargs[0])
+    session.run("python", "tests/support/release_check.py", session.posargs[0])
 
 
 # ##### Helpers #####
@@ -457,6 +454,13 @@ def install(session: nox.Session, group: str, pins: list[str] | None = None) -> 
     session.log("pip installs what is needed: half a minute or so, without a word.")
     session.install(".[dj-db-conn-pool]", *groups(group), *(pins or []))
     session.env["REAL_POOL_EXPECT_WHEEL"] = "1"
+
+
+def run_program(session: nox.Session, module: str, *arguments: str) -> None:
+    """Run a program of the tests.  Not from the checkout, which would hide the wheel."""
+    session.env["PYTHONPATH"] = str(Path("tests", "support").absolute())
+    session.chdir("tests")
+    session.run("python", "-m", module, *arguments)
 
 
 def install_from_debian(session: nox.Session, packages: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Draws `_static/request.svg`: one request, and who has a connection during it.
 
-`STEPS` is a claim about both engines; `tests/test_docs.py` runs the same request on each
+`STEPS` is a claim about both engines; `tests/repository/test_docs.py` runs the same request on each
 and compares.  Run this file after changing it.
 """
 

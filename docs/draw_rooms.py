@@ -1,7 +1,7 @@
 """Draws `_static/rooms.svg`: the rooms of the package, and which imports which.
 
 The arrows are read from the source; only the rooms' order and what is said of them stand
-here.  `tests/test_docs.py` draws it again and compares.  Run this file after an import
+here.  `tests/repository/test_docs.py` draws it again and compares.  Run this file after an import
 between rooms has come or gone.
 """
 

@@ -346,7 +346,11 @@ def _indented(text: str) -> str:
 def _inherited_path() -> list[str]:
     """Return PYTHONPATH without our tests: Django's must not find modules there."""
     paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    return [path for path in paths if Path(path).resolve() != HERE.parent]
+    return [
+        path
+        for path in paths
+        if HERE.parent not in [Path(path).resolve(), *Path(path).resolve().parents]
+    ]
 
 
 def parse_arguments() -> argparse.Namespace:

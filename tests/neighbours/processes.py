@@ -16,8 +16,7 @@ from typing import Any
 
 import psycopg
 from helpers import wait_until
-
-TESTS = Path(__file__).parents[1]
+from places import PYTHON_PATH
 
 #: Seconds that a process has for its end, when it is asked to.
 FAREWELL = 15
@@ -78,7 +77,7 @@ def running(arguments: list[str], settings: Mapping[str, object]) -> Iterator[Ru
         folder = Path(directory)
         environment = {
             **os.environ,
-            "PYTHONPATH": str(TESTS),
+            "PYTHONPATH": PYTHON_PATH,
             "PYTHONUNBUFFERED": "1",
             "DJANGO_SETTINGS_MODULE": "neighbours.site.settings",
             "SITE_NAME": name,

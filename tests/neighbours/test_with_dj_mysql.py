@@ -27,6 +27,7 @@ from django.db import (
 from django.db.backends.signals import connection_created
 from helpers import census, forget_pool, pool_of_one, run_in_thread
 from leases import Stop, Undo
+from places import PYTHON_PATH
 
 from django_pg_real_pool import (
     ConnectionHeldError,
@@ -430,8 +431,7 @@ def test_more_threads_than_connections_share_them() -> None:
 
 
 FORKING = """
-import os, sys
-sys.path.insert(0, {tests!r})
+import os
 import django
 from django.conf import settings
 
@@ -487,10 +487,10 @@ print("both went on")
 def test_a_forked_child_leaves_its_parents_connections_alone() -> None:
     """F1: also when it ends like any program, which collects what it has."""
     settings = connections[ALIAS].settings_dict
-    tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    program = FORKING.format(tests=tests, name=settings["NAME"], host=settings["HOST"])
+    program = FORKING.format(name=settings["NAME"], host=settings["HOST"])
     ran = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
+        env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         capture_output=True,
         text=True,
         timeout=60,

@@ -23,8 +23,9 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import pytest
-from docs_scripts import DOCS, load
+from docs_scripts import load
 from dummy_index import NAME, VERSION, make_dummy
+from places import DOCS
 from server import create_database
 
 PAGE = DOCS / "tutorial" / "first-pool.md"

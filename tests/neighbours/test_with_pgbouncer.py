@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -25,6 +24,7 @@ from django.db.backends.signals import connection_created
 from faults import extra_alias
 from helpers import backend_pid
 from items import Item
+from places import PYTHON_PATH
 from server import create_database
 
 from django_pg_real_pool import SessionStateError, assert_released, pin_connection
@@ -100,11 +100,10 @@ def test_several_processes_share_few_connections(
     create_database(database)
     with psycopg.connect(dbname=database, autocommit=True) as connection:
         connection.execute("CREATE TABLE item (id serial PRIMARY KEY, name text UNIQUE)")
-    tests = Path(__file__).parents[1]
     processes = [
         subprocess.Popen(
             [sys.executable, bouncer_load.__file__, ENGINES[engine], pooler["PORT"]],
-            env={**os.environ, "PGDATABASE": database, "PYTHONPATH": str(tests)},
+            env={**os.environ, "PGDATABASE": database, "PYTHONPATH": PYTHON_PATH},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -8,11 +8,11 @@ from typing import Any
 
 import django
 import pytest
+from configured import configured, error, found
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, transaction
 from helpers import backend_pid
-from test_configuration import configured, error, found
 
 from django_pg_real_pool._pool_settings import native_problems, queue_problems, refuse
 

@@ -1,6 +1,6 @@
 """Queries under real signals whose handler raises, on stock and on ours.
 
-    python tests/signal_storm.py [--seconds 15] [--engine native]
+    python tests/support/signal_storm.py [--seconds 15] [--engine native]
 
 Prints, for each engine: requests, signals, locks that were left held, exceptions that were
 printed as ignored or swallowed, connections that the pool missed.

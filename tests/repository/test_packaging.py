@@ -9,11 +9,12 @@ import sysconfig
 from importlib import metadata
 from pathlib import Path
 
+from places import CHECKOUT
+
 import django_pg_real_pool
 
 NAME = "django-pg-real-pool"
 PACKAGE = Path(django_pg_real_pool.__file__).parent
-CHECKOUT = Path(__file__).parent.parent
 
 #: Set by the sessions that test the wheel: importing the checkout would prove nothing.
 EXPECTS_WHEEL = os.environ.get("REAL_POOL_EXPECT_WHEEL") == "1"

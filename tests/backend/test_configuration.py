@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable
 from dataclasses import fields
 from io import StringIO
 from types import ModuleType
 from typing import Any
 
 import pytest
+from configured import configured, error, found
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
@@ -18,7 +17,7 @@ from django.core.management.base import SystemCheckError
 from django.db import connections, transaction
 from django.db.backends.base.validation import BaseDatabaseValidation
 from helpers import backend_pid
-from settings import DATABASES, STOCK_OF
+from settings import STOCK_OF
 
 from django_pg_real_pool import make_release_backend, pin_connection
 from django_pg_real_pool._settings import ReleaseOptions
@@ -40,34 +39,6 @@ FIRST_USES: dict[str, Callable[[Any], Any]] = {
     "a schema editor": lambda db: db.schema_editor().__enter__(),
     "a temporary connection": lambda db: db.temporary_connection().__enter__(),
 }
-
-
-@contextmanager
-def configured(
-    alias: str, engine: Any = None, name: str = "configured", **settings: Any
-) -> Iterator[Any]:
-    """Let `connections[name]` have the engine of `alias`, with other settings."""
-    given = deepcopy({**DATABASES[alias], **settings})
-    given = connections.configure_settings({"default": given})["default"]
-    wrapper: Any = (engine or type(connections[alias]))(given, name)
-    connections[name] = wrapper
-    try:
-        yield wrapper
-    finally:
-        wrapper.in_atomic_block = False
-        wrapper.close()
-        if hasattr(wrapper, "small_pool"):
-            wrapper.close_pool()
-            wrapper.pools.pop(name, None)
-        elif alias.endswith("dj"):
-            from dj_db_conn_pool.core import pool_container
-
-            pool = pool_container.pop(name, None)
-            if pool is not None:
-                pool.dispose()
-        elif name in wrapper._connection_pools:
-            wrapper.close_pool()
-        del connections[name]
 
 
 # ##### D7: whether there is a pool #####
@@ -267,19 +238,6 @@ def test_every_option_may_be_given(alias: str) -> None:
 
 
 # ##### System checks #####
-
-
-def found(alias: str, engine: Any = None, **settings: Any) -> list[checks.CheckMessage]:
-    with configured(alias, engine, **settings):
-        return checks.run_checks(databases=["configured"])
-
-
-def error(number: int, message: str, hint: str) -> checks.Error:
-    return checks.Error(
-        f"Database 'configured': {message}",
-        hint=hint,
-        id=f"django_pg_real_pool.E{number:03}",
-    )
 
 
 E001 = error(

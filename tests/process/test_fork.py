@@ -23,6 +23,7 @@ import pytest
 from django.db import InterfaceError, OperationalError, connections, transaction
 from faults import PLAIN, POOLED, census, extra_alias
 from helpers import backend_pid, wait_until
+from places import PYTHON_PATH
 from tcp_proxy import Proxy
 
 from django_pg_real_pool import pin_connection
@@ -529,7 +530,7 @@ def test_child_may_end_like_any_program(alias: str, observer: Any) -> None:
 
 
 def python_path() -> str:
-    return os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    return os.pathsep.join([PYTHON_PATH, *filter(None, sys.path)])
 
 
 # ##### Under load #####

@@ -26,6 +26,7 @@ from django.db.models.signals import post_migrate
 from django.test import TestCase, override_settings
 from helpers import census, forget_pool, let_grow, run_in_thread
 from items import Item
+from places import PYTHON_PATH
 from settings import STOCK_OF
 from side_by_side import assert_same, describe, observe, rolled_back, same_for_all
 from traffic import warm_up, watch
@@ -652,7 +653,7 @@ def test_a_forbidden_database_stays_forbidden(alias: str, tmp_path: Path) -> Non
     (tmp_path / "test_users.py").write_text(USERS_TESTS.format(alias=alias))
     (tmp_path / "pytest.ini").write_text("[pytest]\nDJANGO_SETTINGS_MODULE = settings\n")
     package = Path(django_pg_real_pool.__file__).parent.parent
-    path = os.pathsep.join([str(package), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(package), PYTHON_PATH])
     completed = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"],
         cwd=tmp_path,

@@ -19,6 +19,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQLWrapper
 from helpers import DEADLINE
 from own_pool.stock.base import DatabaseWrapper as OwnStock
+from places import PYTHON_PATH
 from settings import DATABASES, STOCK_OF
 
 import django_pg_real_pool
@@ -286,7 +287,7 @@ def run(program: str, without: tuple[str, ...] = (), **environment: str) -> str:
         if name not in ("DJANGO_SETTINGS_MODULE", "COVERAGE_PROCESS_START")
     }
     package = Path(django_pg_real_pool.__file__).parent.parent
-    environ["PYTHONPATH"] = os.pathsep.join([str(package), str(Path(__file__).parent)])
+    environ["PYTHONPATH"] = os.pathsep.join([str(package), PYTHON_PATH])
     completed = subprocess.run(
         [
             sys.executable,

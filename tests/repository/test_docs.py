@@ -23,9 +23,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
 from django.db.utils import ConnectionHandler
-from docs_scripts import DOCS, load
+from docs_scripts import load
 from helpers import backend_pid, installed, pool_of_one, run_in_thread, wait_until
 from items import Item
+from places import CHECKOUT, DOCS
 from psycopg_pool import ConnectionPool
 from second_server import free_port
 from settings import DATABASES, STOCK_OF
@@ -51,7 +52,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # which pytest brings along there
 
-ROOT = Path(__file__).parent.parent
+ROOT = CHECKOUT
 
 #: Longer than any page takes, and shorter than a reader's patience.
 PAGE_TIMEOUT = 60

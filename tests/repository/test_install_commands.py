@@ -18,8 +18,9 @@ import pytest
 from dummy_index import NAME, VERSION, make_dummy
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from places import CHECKOUT
 
-ROOT = Path(__file__).parent.parent
+ROOT = CHECKOUT
 #: Where somebody reads what to type, or a machine does.
 TEXTS = sorted(
     path

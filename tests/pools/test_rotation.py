@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from docs_scripts import DOCS, load
+from docs_scripts import load
+from places import DOCS
 from second_server import HOST, Server
 
 PAGE = DOCS / "how-to" / "rotate-credentials.md"

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from places import CHECKOUT
 
-GITHUB = Path(__file__).parent.parent / ".github"
+GITHUB = CHECKOUT / ".github"
 FORMS = sorted(GITHUB.glob("ISSUE_TEMPLATE/[0-9]*.yml"))
 
 pytestmark = pytest.mark.skipif(not GITHUB.exists(), reason="it is not in the sdist")
