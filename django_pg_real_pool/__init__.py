@@ -4,7 +4,7 @@ from ._api import ConnectionHeldError, assert_released, pin_connection, pool_sta
 from ._backend.cursor import AutoConnectionReleaseCursor
 from ._backend.factory import make_release_backend
 from ._backend.wrapper import ConnectionReleaseMixin
-from ._lease.lease import SessionStateError
+from ._lease.statements import SessionStateError
 from ._lease.status import LeaseStatus, PoolStatus
 from ._pools import Census
 

@@ -16,17 +16,16 @@ from time import monotonic
 from typing import Any
 from weakref import ref
 
-from django.db import NotSupportedError, OperationalError
+from django.db import OperationalError
 from django.db.backends.utils import debug_transaction
 from django.utils.asyncio import async_unsafe
 
-from .._drivers import Heard, Statement, statement
+from .._drivers import Heard, Statement
 from .._process import collector, reaper, registry
 from .._process.locks import locked, try_locked
 from .._process.origins import find_origin
-from .._session import BEYOND_RESET
 from .._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
-from . import giving_back, setup
+from . import giving_back, outside, setup, statements
 from .facts import Debt, Phase, Transaction, Use
 from .rule import Event, Finder, Hold, Holds
 from .status import explain_exhaustion
@@ -39,17 +38,9 @@ CONNECT, CURSOR, PIN, SESSION, TRANSACTION = (
 )
 CURSOR_OPENED, CURSOR_CLOSED = Event.CURSOR_OPENED, Event.CURSOR_CLOSED
 FREE, TAKING, HELD = Phase.FREE, Phase.TAKING, Phase.HELD
-GOING = (Phase.RETURNING, Phase.CLOSING)
 POOLED = Use.POOLED
 NONE, BEGUN, LOST = Transaction.NONE, Transaction.BEGUN, Transaction.LOST
 CLEANING, REPLACEMENT = Debt.CLEANING, Debt.REPLACEMENT
-
-
-class SessionStateError(NotSupportedError):
-    """Raised by policy "error" for a statement that would change the session.
-
-    The statement was not sent.
-    """
 
 
 class Lease:
@@ -453,67 +444,6 @@ class Lease:
                 self._settle()
         return cursor
 
-    # ##### Statements #####
-
-    def before_statement(self, raw: Any) -> None:
-        """Note that a statement begins a transaction, or that one has begun already.
-
-        This comes before it is sent: if the connection dies of it, so does the transaction.
-        """
-        if self.use is not POOLED or self.physical is None:
-            return
-        if raw is not None and id(raw) not in self.holds.now.get(CURSOR, ()):
-            return  # of an earlier lease: it will refuse by itself
-        autocommit = self.wrapper.autocommit
-        if not autocommit or self._is_in_transaction():
-            self._transaction_began()
-
-    def unseen_statement(self) -> None:
-        """Note a statement of a cursor that is not ours, of which nothing is known.
-
-        A tool may have built one of Django's own around the driver's cursor.
-        """
-        if self.phase is HELD and self.noting is None and self.use is POOLED:
-            self.before_statement(None)
-            if self.options.session_state is not SessionPolicy.IGNORE:
-                self.owe(CLEANING)
-
-    def note(self, sql: Any, params: Any, raw: Any) -> None:
-        """Note a statement that belongs to the connection, not to the user."""
-        if self.noting is not None and not self.hooks.driver.hears_all:
-            self.noting.append(statement(sql, params, raw))
-
-    def session_changes(self, change: str, raw: Any) -> None:
-        """Hold the session that a cursor's statement is about to change, or refuse."""
-        policy = self.options.session_state
-        if policy is SessionPolicy.IGNORE:
-            return
-        if self.noting is not None and self.wrapping <= 1:
-            return  # it sets the connection up; what an execute wrapper sends does not
-        if self.use is not POOLED or self.phase in GOING:
-            return  # a base's own close() may leave the connection as it likes
-        is_pinned = self.is_pinned
-        if policy is SessionPolicy.ERROR and not is_pinned:
-            raise SessionStateError(
-                f"{change} would change the session of database alias {self.alias!r} "
-                "beyond its transaction, but the connection is released after the "
-                "statement. Use SET LOCAL, set_config(..., true) or a "
-                "pg_advisory_xact_lock() function inside atomic(); or wrap the work in "
-                "pin_connection(); or set "
-                f"DATABASES[{self.alias!r}]['RELEASE_OPTIONS']['SESSION_STATE'] to 'pin'."
-            )
-        self._session_changes(change, is_pinned)
-
-    @locked
-    def _session_changes(self, change: str, is_pinned: bool) -> None:
-        # A cursor that is not known may be a proxy of one that is, or be built by a tool.
-        # If its lease has ended, it will refuse by itself.
-        if self.wrapper.connection is None:
-            return
-        self.owe(REPLACEMENT if change in BEYOND_RESET else CLEANING)
-        if not is_pinned:
-            self.holds.happened(Event.SESSION_CHANGED)
-
     @property
     def is_pinned(self) -> bool:
         """Whether the user has pinned the connection, or connected by hand in a pin."""
@@ -529,6 +459,13 @@ class Lease:
         """Remember how the connection is, before somebody may change what no reset undoes."""
         if self.physical is not None:
             self.hooks.driver.snapshot(self.physical)
+
+    # ##### Statements #####
+
+    session_changes = statements.session_changes
+    before_statement = statements.before_statement
+    unseen_statement = statements.unseen_statement
+    note = statements.note
 
     # ##### Pins and explicit connects #####
 
@@ -775,92 +712,9 @@ class Lease:
 
     # ##### From outside: the reaper, and a forked child #####
 
-    def reap(self) -> None:
-        """Give back a connection that nobody else will."""
-        if not self.is_held:
-            return
-        if self.owner.is_alive() or self.wrapper.allow_thread_sharing:
-            if self._is_stuck():
-                try_locked(self, self._settle_if_stuck)
-        elif self.owner is not threading.main_thread():  # after which the process ends
-            self.give_up(f"belongs to thread {self.owner.name!r}, which has ended")
-
-    def _is_stuck(self) -> bool:
-        """Return whether an interruption has left a lease that nothing holds."""
-        return self.wrapper.connection is not None and (
-            self.phase is not HELD or not self.holds.now or bool(self.closed_elsewhere)
-        )
-
-    def _settle_if_stuck(self) -> None:
-        # Nobody is at work on it: this thread has the lock.
-        if not self._is_stuck():
-            return
-        if self.phase is not HELD:
-            self._break()
-            self._forget_interrupted()
-            return
-        lost = self._reclaim_cursors(politely=False)
-        is_simple = not self.debt and self.wrapper.autocommit and not self.hooks.close
-        if not self.holds.now and not is_simple:
-            self._break()
-        self.in_base = 0  # an interruption at its end has left it
-        self._settle()
-        self._warn_of(lost)
-
-    def _break(self) -> None:
-        """Let the connection be replaced, without a round trip.
-
-        To be polite could take this thread's time, for ever: the network may be dead.
-        """
-        if self.physical is not None:
-            self.hooks.driver.end(self.physical)
-        self.portals.clear()
-        self.owe(REPLACEMENT)
-
-    def give_up(self, why: str) -> None:
-        """Replace a connection that nobody will give back, and begin anew."""
-        # If another thread has the lock, it shares the wrapper, and is at work.
-        try_locked(self, self._give_up, why)
-
-    def _give_up(self, why: str) -> None:
-        if self.wrapper.connection is None:
-            return
-        logger.warning(
-            "a wrapper of database alias %r %s: its connection (%s) is given back",
-            self.alias,
-            why,
-            ", ".join(self.describe_holds()) or "no hold",
-        )
-        # Nobody knows what it was doing, or whether the server answers.  So it is replaced:
-        # a polite end could block this thread for ever.
-        try:
-            self._break()
-            self.drop()
-        finally:
-            self.transaction = NONE
-            setup.reset_transaction_state(self.wrapper)
-            self.end_session()
-
-    def forget_parent(self) -> Any:
-        """In a forked child: forget the parent's connection, and return it."""
-        self._lock, self._holder = threading.RLock(), 0
-        if self.use is not POOLED:
-            return None
-        for find in self.holds.now.get(CURSOR, {}).values():
-            cursor = find() if find is not None else None
-            if cursor is not None:
-                self.hooks.driver.abandon(cursor)
-        connection = self.let_go()
-        self.is_base_unaware = self.hooks.close
-        self.holds.happened(Event.CLOSED)
-        self.portals.clear()
-        self.closed_elsewhere.clear()
-        self.noting = self.pool_stand_in = None
-        # The parent's transaction is not the child's, whatever block it is in.
-        self.transaction = NONE
-        setup.reset_transaction_state(self.wrapper)
-        self.end_session()
-        return connection
+    reap = outside.reap
+    give_up = outside.give_up
+    forget_parent = outside.forget_parent
 
 
 def _same(thing: Any) -> Any:
