@@ -293,8 +293,11 @@ def property_(session: nox.Session) -> None:
 def interruptions(session: nox.Session) -> None:
     """Interrupt at every bytecode, then by real signals beside stock.  Takes an hour."""
     install(session, "test")
-    names = ["interruptions", "interruptions_by_bytecode"]
-    modules = [f"tests/process/test_{name}.py" for name in names]
+    modules = [
+        "tests/pools/test_pool_promises.py",
+        "tests/process/test_interruptions.py",
+        "tests/process/test_interruptions_by_bytecode.py",
+    ]
     session.run("pytest", *modules, *session.posargs, env={"REAL_POOL_EVERY": "1"})
     session.run("python", "tests/support/signal_storm.py")
 

@@ -16,12 +16,15 @@ from django.db import OperationalError, connections
 from django.db.transaction import atomic
 from faults import PLAIN, extra_alias
 from helpers import DEADLINE, backend_pid, run_in_thread, wait_until
-from interrupting import Hit, interrupt
+from interrupting import EVERY, SAMPLE, Hit, first_of, interrupt
 from tcp_proxy import Proxy
 
 pytest_plugins = ["fix_faults"]
 
 BOTH = pytest.mark.parametrize("engine", ["stock_native", "native"])
+#: Of how many moments one is visited: see process/test_interruptions_by_bytecode.py.
+FEWER = min(EVERY, 7)
+
 POOLED = pytest.mark.parametrize("engine", ["native", "dj"])
 
 #: Well under this an answer must come that needs no waiting.
@@ -150,7 +153,7 @@ def test_a_broken_connection_is_replaced_once_whatever_its_checkin_meets(
     with extra_alias(
         f"broken_{engine}", engine, size=size, OPTIONS=named(engine, size)
     ) as name:
-        original, moment = connections[name], 0
+        original, moment = connections[name], first_of(FEWER)
 
         def is_as_large_as_it_may_be() -> bool:
             count = len(processes(observer, engine))
@@ -158,7 +161,6 @@ def test_a_broken_connection_is_replaced_once_whatever_its_checkin_meets(
             return count == size if engine == "native" else count <= size
 
         while (hit is None or hit) and not found:
-            moment += 1
             wrapper: Any = original.copy()
             connections[name] = wrapper
             cursor = wrapper.cursor()
@@ -172,7 +174,8 @@ def test_a_broken_connection_is_replaced_once_whatever_its_checkin_meets(
                 wait_until(is_as_large_as_it_may_be, "the pool has its size")
             except AssertionError:
                 count = len(processes(observer, engine))
-                found = f"interrupted at {hit}: {count} server processes"
+                found = f"interrupted at {hit}: {count} server processes ({SAMPLE})"
+            moment += FEWER
         assert not found
         assert moment > 20, "nothing was interrupted"
         assert len(met_at_once(name, size)) == size
