@@ -205,7 +205,7 @@ class NativePool(Pool):
                         "psycopg_pool has changed, so its pools are used as they are"
                     )
                 else:
-                    is_real = RealPool.adopt(pool)
+                    is_real = RealPool.adopt(pool, alias)
             made = _Made(pool, pools, connecting(wrapper.settings_dict), is_real)
             self._made[alias] = made
         return made

@@ -12,6 +12,7 @@
 - `_reset_connection`: after the user's `reset`, a connection is configured as when it was
   made.
 - `_connect`: notes why there is no connection, or that there was one.
+- `close`: tells observers.
 - `schedule_task`: a server that was away is tried again within a second.
 - The rest is the parent's, as are all of its attributes.
 
@@ -35,6 +36,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool import pool as parent
 
+from .. import observers
 from .._drivers.psycopg3 import know
 from .._process import registry
 from .._process.locks import locked
@@ -142,6 +144,8 @@ class RealPool(ConnectionPool[Any]):
     _asking: dict[int, Any]
     #: See `locked`.
     _holder: int
+    #: The database alias, for observers.
+    alias: str
     #: Why the last attempt to connect failed; None since one has succeeded.
     last_error: BaseException | None
     #: Whether an attempt to connect has ever succeeded.
@@ -152,7 +156,7 @@ class RealPool(ConnectionPool[Any]):
     _drains: bool
 
     @classmethod
-    def adopt(cls, pool: Any) -> bool:
+    def adopt(cls, pool: Any, alias: str = "") -> bool:
         """Make a pool that was never opened one of this class; return whether it is now.
 
         It stays what it is if it lacks something that is overridden or used here: slower,
@@ -164,12 +168,13 @@ class RealPool(ConnectionPool[Any]):
                 getattr(pool, "name", pool),
             )
             return False
-        cls._adopt(pool)
+        cls._adopt(pool, alias)
         return True
 
     @classmethod
-    def _adopt(cls, pool: Any) -> None:
+    def _adopt(cls, pool: Any, alias: str) -> None:
         pool.__class__ = cls
+        pool.alias = alias
         pool._lock = RLock()  # older versions make it when the pool is opened
         pool._holder = 0
         pool._members, pool._asking, pool._retries = {}, {}, []
@@ -248,6 +253,7 @@ class RealPool(ConnectionPool[Any]):
                 return conn
             _of_parent.info("discarding expired connection")
             self._replace(conn)
+            self._tell_closed("expired")
         return None
 
     def _is_expired(self, conn: Any) -> bool:
@@ -316,10 +322,12 @@ class RealPool(ConnectionPool[Any]):
                 self._stats["returns_bad"] += 1
             _of_parent.warning("discarding closed connection: %s", conn)
             self._replace(conn)
+            self._tell_closed("broken")
         elif from_getconn or self._is_expired(conn):
             # One that its check has refused would be the next to be given out.
             _of_parent.info("discarding expired connection")
             self._replace(conn)
+            self._tell_closed("broken" if from_getconn else "expired")
         else:
             self._add_to_pool(conn)
 
@@ -404,14 +412,22 @@ class RealPool(ConnectionPool[Any]):
     # ##### Connecting #####
 
     def _connect(self, *args: Any, **kwargs: Any) -> Any:
+        began = monotonic()
         try:
             conn = super()._connect(*args, **kwargs)
         except Exception as error:
             self.last_error = copy(error)  # without the frames that it went through
+            if observers.listening:
+                seconds = monotonic() - began
+                observers.tell_later(
+                    "connection_failed", self.alias, seconds, self.last_error
+                )
             if not self.has_connected:
                 self._fail_all()
             raise
         self.last_error, self.has_connected = None, True
+        if observers.listening:
+            observers.tell_later("connection_made", self.alias, monotonic() - began)
         know(conn)
         self._members[conn] = MADE
         for retry in list(self._retries):
@@ -495,12 +511,24 @@ class RealPool(ConnectionPool[Any]):
                         "gave it back: the connection is replaced",
                         self.name,
                     )
+                    self._tell_closed("lost")
 
     @locked
     def _forget_closed(self, conn: Any) -> None:
         """Strike out a connection that the parent has closed: to shrink, or to drain."""
         if self._members.get(conn, OTHERS) is None and conn not in self._pool:
             del self._members[conn]
+            self._tell_closed("idle")
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        if not self._closed:
+            for _ in self._pool:
+                self._tell_closed("pool closed")
+        super().close(*args, **kwargs)
+
+    def _tell_closed(self, why: observers.Closing) -> None:
+        if observers.listening:
+            observers.tell_later("connection_closed", self.alias, why)
 
     def count_lent(self) -> int:
         """Return how many connections are out."""
