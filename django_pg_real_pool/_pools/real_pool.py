@@ -144,8 +144,13 @@ class RealPool(ConnectionPool[Any]):
     _asking: dict[int, Any]
     #: See `locked`.
     _holder: int
-    #: The database alias, for observers.
+    #: The database alias, for observers; whoever adopts it writes it.
     alias: str
+    #: The most since it was opened, or since `reset_peaks()`: connections that were out,
+    #: threads that waited, seconds that one has waited.  The lock guards them.
+    peak_in_use: int
+    peak_waiting: int
+    longest_wait: float
     #: Why the last attempt to connect failed; None since one has succeeded.
     last_error: BaseException | None
     #: Whether an attempt to connect has ever succeeded.
@@ -156,7 +161,7 @@ class RealPool(ConnectionPool[Any]):
     _drains: bool
 
     @classmethod
-    def adopt(cls, pool: Any, alias: str = "") -> bool:
+    def adopt(cls, pool: Any) -> bool:
         """Make a pool that was never opened one of this class; return whether it is now.
 
         It stays what it is if it lacks something that is overridden or used here: slower,
@@ -168,13 +173,15 @@ class RealPool(ConnectionPool[Any]):
                 getattr(pool, "name", pool),
             )
             return False
-        cls._adopt(pool, alias)
+        cls._adopt(pool)
         return True
 
     @classmethod
-    def _adopt(cls, pool: Any, alias: str) -> None:
+    def _adopt(cls, pool: Any) -> None:
         pool.__class__ = cls
-        pool.alias = alias
+        pool.alias = ""
+        pool.peak_in_use = pool.peak_waiting = 0
+        pool.longest_wait = 0.0
         pool._lock = RLock()  # older versions make it when the pool is opened
         pool._holder = 0
         pool._members, pool._asking, pool._retries = {}, {}, []
@@ -250,6 +257,8 @@ class RealPool(ConnectionPool[Any]):
             members[conn] = owner
             self._nconns_min = min(self._nconns_min, len(idle))
             if not self._is_expired(conn):
+                if len(members) - len(idle) > self.peak_in_use:
+                    self._note_in_use()
                 return conn
             _of_parent.info("discarding expired connection")
             self._replace(conn)
@@ -292,6 +301,8 @@ class RealPool(ConnectionPool[Any]):
                     members[conn] = place.owner
                     raise
                 waiting.popleft()
+                if len(members) - len(self._pool) > self.peak_in_use:
+                    self._note_in_use()
                 place.call()
                 return True
             waiting.popleft()
@@ -373,6 +384,7 @@ class RealPool(ConnectionPool[Any]):
         place = Place(owner)
         self._waiting.append(place)  # type: ignore[arg-type]
         self._stats["requests_queued"] += 1
+        self.peak_waiting = max(self.peak_waiting, len(self._waiting))
         self._maybe_grow_pool()
         return None, place
 
@@ -399,7 +411,9 @@ class RealPool(ConnectionPool[Any]):
                 self._add_to_pool(conn)
             raise
         finally:
-            self._stats["requests_wait_ms"] += int((monotonic() - began) * 1000)
+            waited = monotonic() - began
+            self._stats["requests_wait_ms"] += int(waited * 1000)
+            self._note_wait(waited)
 
     @locked
     def _leave(self, place: Place) -> Any:
@@ -408,6 +422,10 @@ class RealPool(ConnectionPool[Any]):
             with suppress(ValueError):
                 self._waiting.remove(place)  # type: ignore[arg-type]
         return place.conn
+
+    @locked
+    def _note_wait(self, waited: float) -> None:
+        self.longest_wait = max(self.longest_wait, waited)
 
     # ##### Connecting #####
 
@@ -530,9 +548,28 @@ class RealPool(ConnectionPool[Any]):
         if observers.listening:
             observers.tell_later("connection_closed", self.alias, why)
 
+    # ##### Counting #####
+
     def count_lent(self) -> int:
         """Return how many connections are out."""
         return sum(owner not in (None, LOST, MADE) for _, owner in self._list_members())
+
+    def _note_in_use(self) -> None:
+        """Note how many are out.  Within the lock; called when more than ever may be out.
+
+        Some of those that are not idle may be on their way between the pool and a worker.
+        """
+        self.peak_in_use = max(self.peak_in_use, self.count_lent())
+
+    @property
+    def peaks(self) -> tuple[int, int, float]:
+        return self.peak_in_use, self.peak_waiting, self.longest_wait
+
+    @locked
+    def reset_peaks(self) -> None:
+        """Begin anew with what is now."""
+        self.peak_in_use, self.peak_waiting = self.count_lent(), len(self._waiting)
+        self.longest_wait = 0.0
 
 
 class _Replace(parent.MaintenanceTask):
