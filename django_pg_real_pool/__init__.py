@@ -1,6 +1,12 @@
 """Django database backends that release pooled connections as soon as possible."""
 
-from ._api import ConnectionHeldError, assert_released, pin_connection, pool_status
+from ._api import (
+    ConnectionHeldError,
+    assert_released,
+    pin_connection,
+    pool_status,
+    reset_peaks,
+)
 from ._backend.cursor import AutoConnectionReleaseCursor
 from ._backend.factory import make_release_backend
 from ._backend.wrapper import ConnectionReleaseMixin
@@ -20,4 +26,5 @@ __all__ = [
     "make_release_backend",
     "pin_connection",
     "pool_status",
+    "reset_peaks",
 ]

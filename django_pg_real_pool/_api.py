@@ -72,13 +72,23 @@ def pool_status(using: str | None = None) -> PoolStatus:
     where that thread is now.  It takes no connection and waits for no lock of the
     pool, so it is a snapshot.
     """
+    return status_of(_wrapper_of(using, "pool_status"))
+
+
+def reset_peaks(using: str | None = None) -> None:
+    """Let the peaks in the census of one alias's pool begin anew (None: "default")."""
+    wrapper = _wrapper_of(using, "reset_peaks")
+    wrapper._hooks.pool.reset_peaks(wrapper)
+
+
+def _wrapper_of(using: str | None, function: str) -> ConnectionReleaseMixin:
     wrapper = connections[using or DEFAULT_DB_ALIAS]
     if not isinstance(wrapper, ConnectionReleaseMixin):
         raise ImproperlyConfigured(
-            f"pool_status() can't speak for the database alias {wrapper.alias!r}: its "
+            f"{function}() can't speak for the database alias {wrapper.alias!r}: its "
             f"ENGINE is {wrapper.settings_dict['ENGINE']!r}, which does not release early."
         )
-    return status_of(wrapper)
+    return wrapper
 
 
 def assert_released(using: str | None = None) -> None:

@@ -25,6 +25,7 @@ ROOMS = {
     "_drivers": "what a driver knows of a connection",
     "_process": "once per process: locks, reaper, forks",
     "settings": "reads options, refuses wrong ones",
+    "observers": "tells who watches, as metrics do",
 }
 
 #: The modules beside the rooms: what users import ...

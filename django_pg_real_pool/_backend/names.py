@@ -21,7 +21,7 @@ WRAPPER_METHODS = (
     *("_savepoint_commit", "_savepoint_rollback", "_set_autocommit"),
 )
 #: Attributes of its instances.
-WRAPPER_ATTRIBUTES = ("_thread_ident",)
+WRAPPER_ATTRIBUTES = ("_thread_ident", "_thread_sharing_count")
 #: Methods of `CursorWrapper`.
 CURSOR_METHODS = ("_execute_with_wrappers",)
 #: Attributes of PostgreSQL's wrapper, which its pool is made with and configured by.

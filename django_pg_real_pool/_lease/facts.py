@@ -7,6 +7,8 @@ one whose transaction has ended, and half a transaction was once committed becau
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
+from typing import Any
 
 
 class Use(enum.Enum):
@@ -73,3 +75,16 @@ class Debt(enum.IntEnum):
     CLEANING = 1
     #: No reset brings back what was changed: the connection is replaced.
     REPLACEMENT = 2
+
+
+#: The wrapper's view of its transaction: what stock's connect() resets.
+TRANSACTION_STATE: dict[str, Callable[[], Any]] = {
+    "in_atomic_block": bool,
+    "savepoint_ids": list,
+    "atomic_blocks": list,
+    "needs_rollback": bool,
+    "rollback_exc": type(None),
+    "commit_on_exit": lambda: True,
+    "run_on_commit": list,
+    "run_commit_hooks_on_set_autocommit_on": bool,
+}

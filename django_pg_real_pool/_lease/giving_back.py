@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Any
 
 from .._process.origins import find_origin
+from . import telling
 from .facts import Debt, Phase
 
 logger = logging.getLogger("django_pg_real_pool")
@@ -22,6 +23,8 @@ def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
     """
     if lease.phase is Phase.RETURNED:
         forget(lease)  # interrupted, the last time, right after that
+        if lease.record is not None:
+            telling.given_back(lease)
         return
     wrapper, hooks, physical = lease.wrapper, lease.hooks, lease.physical
     # Whatever is thrown into this thread from here on, the connection is not kept, nor
@@ -59,6 +62,8 @@ def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
     finally:
         if lease.phase is not Phase.FREE:
             forget(lease)
+        if lease.record is not None and not discard:
+            telling.given_back(lease)
 
 
 def forget(lease: Any) -> None:
@@ -155,11 +160,12 @@ def _log_failure(lease: Any, error: Exception) -> None:
 
 def _warn_if_held_long(lease: Any) -> None:
     seconds, limit = monotonic() - lease.holds.since, lease.options.warn_held_after
+    spans = lease.holds.spans or ()
     if seconds > limit:
         logger.warning(
             "a connection of database alias %r was held for %.1f s (%s), until %s",
             lease.alias,
             seconds,
-            ", ".join(sorted(lease.holds.seen or ())),
+            ", ".join(sorted({span.hold.value for span in spans})),
             find_origin(),
         )

@@ -20,12 +20,13 @@ from django.db import OperationalError
 from django.db.backends.utils import debug_transaction
 from django.utils.asyncio import async_unsafe
 
+from .. import observers
 from .._drivers import Heard, Statement
 from .._process import collector, reaper, registry
 from .._process.locks import locked, try_locked
 from .._process.origins import find_origin
 from .._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
-from . import giving_back, outside, setup, statements
+from . import giving_back, outside, setup, statements, telling
 from .facts import Debt, Phase, Transaction, Use
 from .rule import Event, Finder, Hold, Holds
 from .status import explain_exhaustion
@@ -114,6 +115,10 @@ class Lease:
         #: Above 0 while a method of the base runs that may send statements, such as its own
         #: `_cursor()`: nothing is released when these end.
         self.in_base = 0
+        #: What observers are told of this lease; None: it is not observed.
+        self.record: observers.Lease | None = None
+        #: What is put aside while an observer is told; `telling` writes it.
+        self.visit: telling.Visit | None = None
         #: The pins that are not the user's.
         self.own_pins: set[Hashable] = set()
         registry.add_lease(self)
@@ -205,6 +210,8 @@ class Lease:
             return True
         if self.use is Use.UNPOOLED and wrapper.connection is not None:
             return False
+        if self.visit is not None:
+            telling.admit(self)
         if wrapper.in_atomic_block and wrapper.closed_in_transaction and not explicitly:
             wrapper.ensure_connection()  # raises
         if self.is_base_unaware:
@@ -329,8 +336,8 @@ class Lease:
                         setup.bring_up_to_date(self)
                     elif mode is not wrapper.autocommit or self.unsent_savepoints:
                         setup.bring_up_to_date(self)
-            if self.options.warn_held_after is not None:
-                self.holds.seen = set()
+            if self.options.warn_held_after is not None and self.record is None:
+                self.holds.watch()
             self.phase = HELD
         except BaseException:
             self.drop()
@@ -344,6 +351,8 @@ class Lease:
             self.drop()
         elif self.phase is not Phase.ASKED:
             giving_back.forget(self)
+        if self.record is not None:
+            telling.given_back(self)
 
     def get(self) -> None:
         """Get a connection from the pool, whatever state it is in."""
@@ -351,10 +360,17 @@ class Lease:
         try:
             connection = self.wrapper.connection = pool.take(self)
         except pool.exhausted() as error:
-            message = explain_exhaustion(self, monotonic() - started)
+            waited = monotonic() - started
+            if observers.listening:
+                telling.timed_out(self, waited)
+            message = explain_exhaustion(self, waited)
             of_pool: Any = type(error)
             raise _exhausted(of_pool)(message) from error
         self.physical = connection if pool.is_bare else pool.physical(connection)
+        if observers.listening:
+            telling.taken(self, started)
+            if self.wrapper.connection is None:
+                self.get()  # an observer needed it
 
     # ##### Cursors #####
 
@@ -695,6 +711,8 @@ class Lease:
             giving_back.end(self, as_stock=as_stock)
         elif self.phase is not FREE:
             giving_back.forget(self)
+            if self.record is not None:
+                telling.given_back(self)
 
     def _detach(self, raw: Any) -> None:
         try:

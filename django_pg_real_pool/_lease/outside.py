@@ -93,8 +93,9 @@ def _give_up(lease: Any, why: str) -> None:
 def forget_parent(lease: Any) -> Any:
     """In a forked child: forget the parent's connection, and return it."""
     lease._lock, lease._holder = threading.RLock(), 0
-    if lease.use is not Use.POOLED:
+    if lease.use is not Use.POOLED and lease.visit is None:
         return None
+    visit, lease.visit = lease.visit, None
     for find in lease.holds.now.get(Hold.CURSOR, {}).values():
         cursor = find() if find is not None else None
         if cursor is not None:
@@ -109,4 +110,4 @@ def forget_parent(lease: Any) -> Any:
     lease.transaction = Transaction.NONE
     setup.reset_transaction_state(lease.wrapper)
     lease.end_session()
-    return connection
+    return connection, visit

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Hashable, Iterator
+from time import monotonic
 from typing import Any, NamedTuple
 
 
@@ -84,6 +85,19 @@ _CLOSED = Event.CLOSED  # before Python 3.12, to look a member up is slow
 Finder = Callable[[], Any]
 
 
+class Span:
+    """One hold from its beginning to its end, noted while somebody wants to know."""
+
+    __slots__ = ("began", "ended", "hold", "origin", "who")
+
+    def __init__(self, hold: Hold, who: Hashable, origin: str | None) -> None:
+        self.hold = hold
+        self.who = who
+        self.began = monotonic()
+        self.ended: float | None = None
+        self.origin = origin
+
+
 class Holds:
     """The holds of one wrapper.
 
@@ -91,7 +105,7 @@ class Holds:
     once, and ending a hold that is gone already changes nothing.
     """
 
-    __slots__ = ("now", "origins", "seen", "since")
+    __slots__ = ("find_origin", "now", "origins", "since", "spans")
 
     def __init__(self) -> None:
         #: Each hold there is now, with who has it.  A key that is absent is a hold that
@@ -101,11 +115,22 @@ class Holds:
         self.origins: dict[Hashable, str] = {}
         #: `time.monotonic()` of the checkout; stale while nothing is held.
         self.since = 0.0
-        #: Every hold since the checkout, in words; None: not recorded.
-        self.seen: set[str] | None = None
+        #: Every hold since the checkout; None: nobody wants to know.
+        self.spans: list[Span] | None = None
+        #: Tells each span where it began; None: nobody wants to know.
+        self.find_origin: Callable[[], str] | None = None
 
     def __repr__(self) -> str:
         return f"<Holds: {', '.join(self.describe()) or 'no holds'}>"
+
+    def watch(self, find_origin: Callable[[], str] | None = None) -> None:
+        """Note each hold from here on, until `unwatch()`."""
+        self.spans, self.find_origin = [], find_origin
+
+    def unwatch(self) -> list[Span]:
+        """Return what was noted."""
+        spans, self.spans = self.spans, None
+        return spans or []
 
     def happened(
         self, event: Event, who: Hashable = None, find: Finder | None = None
@@ -123,8 +148,8 @@ class Holds:
                 holds[begins] = {who: find}
             else:
                 holders[who] = find
-            if self.seen is not None:
-                self.seen.add(begins.value)
+            if self.spans is not None:
+                self._note_beginning(self.spans, begins, who)
             return
         if event is not _CLOSED:
             holders = holds.get(ends[0])
@@ -136,12 +161,28 @@ class Holds:
                 if len(holders) > 1:  # another cursor is open, or an outer pin is entered
                     del holders[who]
                     self.origins.pop(who, None)
+                    if self.spans is not None:
+                        self._note_endings(self.spans)
                     return
         for hold in ends:
             ended = holds.pop(hold, None)
             if ended is not None and self.origins:
                 for each in ended:
                     self.origins.pop(each, None)
+        if self.spans is not None:
+            self._note_endings(self.spans)
+
+    def _note_beginning(self, spans: list[Span], hold: Hold, who: Hashable) -> None:
+        for span in spans:
+            if span.ended is None and span.hold is hold and span.who == who:
+                return  # it has begun before
+        find_origin = self.find_origin
+        spans.append(Span(hold, who, None if find_origin is None else find_origin()))
+
+    def _note_endings(self, spans: list[Span]) -> None:
+        for span in spans:
+            if span.ended is None and span.who not in self.now.get(span.hold, ()):
+                span.ended = monotonic()
 
     def lost(self) -> Iterator[tuple[Event, Hashable]]:
         """Yield the ending event for each cursor that nobody can close any more."""

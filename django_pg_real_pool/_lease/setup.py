@@ -14,21 +14,9 @@ from django.db.backends.signals import connection_created
 
 from .._drivers import TOUCHED, Heard, Statement
 from . import giving_back
-from .facts import Debt, Phase
+from .facts import TRANSACTION_STATE, Debt, Phase
 
 logger = logging.getLogger("django_pg_real_pool")
-
-#: The wrapper's view of its transaction: what stock's connect() resets.
-TRANSACTION_STATE: dict[str, Callable[[], Any]] = {
-    "in_atomic_block": bool,
-    "savepoint_ids": list,
-    "atomic_blocks": list,
-    "needs_rollback": bool,
-    "rollback_exc": type(None),
-    "commit_on_exit": lambda: True,
-    "run_on_commit": list,
-    "run_commit_hooks_on_set_autocommit_on": bool,
-}
 
 
 def reset_transaction_state(wrapper: Any) -> None:

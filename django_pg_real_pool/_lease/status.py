@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .._pools import Census
@@ -34,15 +34,40 @@ class LeaseStatus:
 
 @dataclass(frozen=True)
 class PoolStatus:
-    """One alias's pool: its own census, and the leases that this library knows of."""
+    """One alias's pool: its census, and the leases that this library knows of.
+
+    `str()` of it is a table for a person; `as_dict()` is for JSON.
+    """
 
     alias: str
     census: Census
     leases: tuple[LeaseStatus, ...]
 
     def __str__(self) -> str:
-        held = "; ".join(map(str, self.leases)) or "nobody that this library knows of"
-        return f"pool of database alias {self.alias!r}: {self.census}. Held by: {held}"
+        census = self.census
+        lines = [f"pool of database alias {self.alias!r}: {census}"]
+        if census.peak_in_use is not None:
+            lines.append(
+                f"  at its peak: in use {census.peak_in_use}, waiting "
+                f"{census.peak_waiting}; longest wait {census.longest_wait:.3f} s"
+            )
+        if not self.leases:
+            lines.append("  held by nobody that this library knows of")
+            return "\n".join(lines)
+        rows = [("held for", "thread", "holds", "now at")]
+        rows += [
+            (f"{each.seconds:.1f} s", each.thread, ", ".join(each.holds), each.where or "-")
+            for each in self.leases
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            lines.append(f"  {'  '.join(cells)}".rstrip())
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as what `json.dumps()` takes."""
+        return asdict(self)
 
 
 def status_of(wrapper: Any) -> PoolStatus:
@@ -77,5 +102,11 @@ def explain_exhaustion(lease: Any, waited: float) -> str:
         reason = ""
     return (
         f"couldn't get a connection for database alias {lease.alias!r} in "
-        f"{waited:.2f} s: {reason}{status_of(lease.wrapper)}"
+        f"{waited:.2f} s: {reason}{_in_words(status_of(lease.wrapper))}"
     )
+
+
+def _in_words(status: PoolStatus) -> str:
+    """Return a sentence, for an error message."""
+    held = "; ".join(map(str, status.leases)) or "nobody that this library knows of"
+    return f"pool of database alias {status.alias!r}: {status.census}. Held by: {held}"

@@ -10,23 +10,43 @@ connection is held.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import RLock
+from time import monotonic
 from types import FunctionType, MethodType
 from typing import Any, Protocol
 
 from django.db.backends.base.base import NO_DB_ALIAS
 
+from .._process.locks import locked
+
+#: Seconds from which on a thread that asks for a connection is counted as waiting, where a
+#: pool does not tell: by then one that was idle would have come.
+_A_WAIT = 0.005
+
 
 @dataclass(frozen=True)
 class Census:
-    """A pool's count of its connections; None where it does not tell."""
+    """A count of a pool's connections; None where nobody knows.
+
+    What a pool does not tell is counted where we lend its connections.
+    """
 
     max_size: int | None = None
     size: int | None = None
     idle: int | None = None
     in_use: int | None = None
     waiting: int | None = None
+    #: The most since the pool was opened, or since `reset_peaks()`.
+    peak_in_use: int | None = None
+    peak_waiting: int | None = None
+    #: The longest that a thread has waited since then, in seconds.
+    longest_wait: float | None = None
+    #: How many connections the pool keeps though nobody needs them: at least, and at most.
+    idle_min: int | None = None
+    idle_max: int | None = None
 
     def __str__(self) -> str:
         counts = {
@@ -37,7 +57,62 @@ class Census:
             "waiting": self.waiting,
         }
         known = [f"{name} {count}" for name, count in counts.items() if count is not None]
-        return ", ".join(known) or "it does not tell its size"
+        return ", ".join(known) or "there is none yet"
+
+
+class Tally:
+    """What we know by ourselves of one alias's pool: whom we lend to, and who asks."""
+
+    def __init__(self) -> None:
+        #: Connections that are out, by the identity of their session.  Kept here, none
+        #: is collected with its wrapper, where a pool's own finaliser would run.
+        self.lent: dict[int, Any] = {}
+        #: When each session that has no connection yet has asked for one.
+        self.asking: dict[int, float] = {}
+        #: See `locked`.
+        self._lock = RLock()
+        self._holder = 0
+        self.peak_in_use = self.peak_waiting = 0
+        self.longest_wait = 0.0
+
+    def lend(self, session: Session, get: Callable[[], Any]) -> Any:
+        """Return what `get` returns, which is lent to the session from here on."""
+        who, began = id(session), monotonic()
+        try:
+            self.asking[who] = began
+            connection = self.lent[who] = get()
+        finally:
+            waited = monotonic() - began
+            in_use = len(self.lent)
+            waiting = self.count_waiting() if waited > _A_WAIT else 0
+            self.asking.pop(who, None)
+            if (
+                in_use > self.peak_in_use
+                or waiting > self.peak_waiting
+                or waited > self.longest_wait
+            ):
+                self.note(in_use, waiting, waited)
+        return connection
+
+    def count_waiting(self) -> int:
+        latest = monotonic() - _A_WAIT
+        return sum(began < latest for began in list(self.asking.values()))
+
+    @locked
+    def note(self, in_use: int, waiting: int, waited: float) -> None:
+        self.peak_in_use = max(self.peak_in_use, in_use)
+        self.peak_waiting = max(self.peak_waiting, waiting)
+        self.longest_wait = max(self.longest_wait, waited)
+
+    @locked
+    def reset(self) -> None:
+        """Begin anew with what is now."""
+        self.peak_in_use, self.peak_waiting = len(self.lent), self.count_waiting()
+        self.longest_wait = 0.0
+
+    @property
+    def peaks(self) -> tuple[int, int, float]:
+        return self.peak_in_use, self.peak_waiting, self.longest_wait
 
 
 class Session(Protocol):
@@ -79,9 +154,8 @@ class Pool:
     stock_keeps_closed = True
 
     def __init__(self) -> None:
-        #: Connections that are out, by the identity of their session.  Kept here, none
-        #: is collected with its wrapper, where a pool's own finaliser would run.
-        self._out: dict[int, Any] = {}
+        #: What is known of each alias's pool, where it does not know itself.
+        self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
 
     def failures(self) -> tuple[type[Exception], ...]:
         """Return the classes of what the pool may raise when a connection comes back."""
@@ -106,13 +180,12 @@ class Pool:
 
     def take(self, session: Session) -> Any:
         """Return a connection that is the session's alone until `put`."""
-        wrapper = session.wrapper
-        connection = wrapper.get_new_connection(wrapper.get_connection_params())
-        return self._remember(session, connection)
+        tally = self._tallies[session.wrapper.alias]
+        return tally.lend(session, lambda: self._get(session))
 
-    def _remember(self, session: Session, connection: Any) -> Any:
-        self._out[id(session)] = connection
-        return connection
+    def _get(self, session: Session) -> Any:
+        wrapper = session.wrapper
+        return wrapper.get_new_connection(wrapper.get_connection_params())
 
     def introduce(self, session: Session) -> None:
         """Do what the base does once for a connection, beyond what `take` did."""
@@ -129,7 +202,10 @@ class Pool:
 
     def forget(self, session: Session) -> None:
         """Note that the pool has the session's connection again, or never will."""
-        self._out.pop(id(session), None)
+        tally = self._tallies.get(session.wrapper.alias)
+        if tally is not None:
+            tally.lent.pop(id(session), None)
+            tally.asking.pop(id(session), None)
 
     def discard(self, session: Session) -> None:
         """End the connection, before `put`: nobody may get it as it is."""
@@ -153,15 +229,28 @@ class Pool:
         return None
 
     def census(self, wrapper: Any) -> Census:
-        """Count the connections of `wrapper`'s pool, as far as it tells."""
-        return Census()
+        """Count the connections of `wrapper`'s pool, or else those that we have lent."""
+        tally = self._tallies[wrapper.alias]
+        return Census(
+            None, None, None, len(tally.lent), tally.count_waiting(), *tally.peaks
+        )
+
+    def reset_peaks(self, wrapper: Any) -> None:
+        """Let the census's peaks begin anew."""
+        self._tallies[wrapper.alias].reset()
+
+    def lent(self) -> dict[int, Any]:
+        """Return what is out, by the identity of its session, where we have to remember."""
+        tallies = list(self._tallies.values())
+        return {who: each for tally in tallies for who, each in tally.lent.items()}
 
     def abandon(self) -> Any:
         """In a forked child: forget the parent's pools, touching none of their locks.
 
         Returns what must not be collected as long as the child lives.
         """
-        out, self._out = self._out, {}
+        out = self.lent()
+        self._tallies.clear()
         return out
 
 

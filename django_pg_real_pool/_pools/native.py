@@ -89,7 +89,7 @@ class NativePool(Pool):
             try:
                 if made.is_real and "getconn" not in vars(pool):
                     return pool.getconn(None, session.me)
-                return self._remember(session, pool.getconn())
+                return self._tallies[session.wrapper.alias].lend(session, pool.getconn)
             except Exception as error:
                 if not pool.closed or not isinstance(error, _pool_closed()):
                     raise
@@ -110,7 +110,7 @@ class NativePool(Pool):
         wrapper._configure_connection(wrapper.connection)
 
     def put(self, session: Session) -> None:
-        if self._out:  # of pools that don't remember whom they lend to
+        if self._tallies:  # of pools that don't remember whom they lend to
             self.forget(session)
         is_rejected = session.is_rejected
         connection = session.let_go()
@@ -136,11 +136,19 @@ class NativePool(Pool):
             return Census()
         stats = known.pool.get_stats()
         size, idle = stats["pool_size"], stats["pool_available"]
+        least, most = stats["pool_min"], stats["pool_max"]
+        waiting = stats.get("requests_waiting", 0)
         # psycopg_pool's size includes those that it is still making.
         in_use = known.pool.count_lent() if known.is_real else size - idle
-        return Census(
-            stats["pool_max"], size, idle, in_use, stats.get("requests_waiting", 0)
-        )
+        peaks = (known.pool if known.is_real else self._tallies[wrapper.alias]).peaks
+        return Census(most, size, idle, in_use, waiting, *peaks, least, most)
+
+    def reset_peaks(self, wrapper: Any) -> None:
+        known = self._made.get(wrapper.alias)
+        if known is not None and known.is_real:
+            known.pool.reset_peaks()
+        else:
+            super().reset_peaks(wrapper)
 
     def abandon(self) -> Any:
         all_made, self._made = self._made, {}
@@ -206,6 +214,7 @@ class NativePool(Pool):
                     )
                 else:
                     is_real = RealPool.adopt(pool)
+                    pool.alias = alias  # for observers
             made = _Made(pool, pools, connecting(wrapper.settings_dict), is_real)
             self._made[alias] = made
         return made
@@ -222,6 +231,8 @@ class NativePool(Pool):
     def _close(self, alias: str, made: _Made) -> None:
         """Close a pool, after making Django forget it."""
         self._made.pop(alias, None)
+        if alias in self._tallies:
+            self._tallies[alias].reset()
         if made.pools.get(alias) is made.pool:
             del made.pools[alias]
         made.pool.close()

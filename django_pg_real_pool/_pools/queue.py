@@ -51,7 +51,7 @@ class QueuePool(Pool):
 
         return (TimeoutError,)
 
-    def take(self, session: Session) -> Any:
+    def _get(self, session: Session) -> Any:
         alias = session.wrapper.alias
         pool = dict.get(_container(), alias)
         if pool is not None and session.source is None:
@@ -70,6 +70,7 @@ class QueuePool(Pool):
         place.acquire()
         try:
             line.append(place)
+            self._tallies[alias].note(0, len(line), 0.0)
             self._wait_in(line, place, pool)
             return self._connect(session, pool)
         finally:
@@ -79,11 +80,10 @@ class QueuePool(Pool):
 
     def _connect(self, session: Session, pool: Any) -> Any:
         if self._is_overridden or not session.has_introduced:
-            return super().take(session)
+            return super()._get(session)
         # What get_new_connection() does once there is a pool, without making parameters
         # of a new connection first, which the pool does not need.
         connection = pool.connect()
-        self._out[id(session)] = connection
         if session.wrapper.vendor == "postgresql":
             connection.info = connection.dbapi_connection.info
         return connection
@@ -119,7 +119,7 @@ class QueuePool(Pool):
             options["PRE_PING"] = False
         wrapper.settings_dict = {**settings, "POOL_OPTIONS": options}
         try:
-            connection = super().take(session)
+            connection = super()._get(session)
         finally:
             wrapper.settings_dict = settings
             self._made_with[wrapper.alias] = connecting(settings)
@@ -143,6 +143,7 @@ class QueuePool(Pool):
 
     def _close(self, alias: str) -> None:
         self._made_with.pop(alias, None)
+        self._tallies[alias].reset()
         pool = _container().pop(alias, None)
         if pool is not None:
             pool.dispose()
@@ -165,8 +166,13 @@ class QueuePool(Pool):
         if not _container().has(wrapper.alias):
             return Census()
         pool = _container().get(wrapper.alias)
-        idle, in_use = pool.checkedin(), pool.checkedout()
-        return Census(None, idle + in_use, idle, in_use, None)
+        idle, in_use, keeps = pool.checkedin(), pool.checkedout(), pool.size()
+        most_over = getattr(pool, "_max_overflow", -1)
+        most = keeps + most_over if most_over >= 0 and keeps else None
+        waiting, tally = len(self._lines[wrapper.alias]), self._tallies[wrapper.alias]
+        return Census(
+            most, idle + in_use, idle, in_use, waiting, *tally.peaks, 0, keeps or None
+        )
 
     def abandon(self) -> Any:
         container = _container()

@@ -12,6 +12,7 @@
 - `_reset_connection`: after the user's `reset`, a connection is configured as when it was
   made.
 - `_connect`: notes why there is no connection, or that there was one.
+- `close`: tells observers.
 - `schedule_task`: a server that was away is tried again within a second.
 - The rest is the parent's, as are all of its attributes.
 
@@ -35,6 +36,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool import pool as parent
 
+from .. import observers
 from .._drivers.psycopg3 import know
 from .._process import registry
 from .._process.locks import locked
@@ -142,6 +144,13 @@ class RealPool(ConnectionPool[Any]):
     _asking: dict[int, Any]
     #: See `locked`.
     _holder: int
+    #: The database alias, for observers; whoever adopts it writes it.
+    alias: str
+    #: The most since it was opened, or since `reset_peaks()`: connections that were out,
+    #: threads that waited, seconds that one has waited.  The lock guards them.
+    peak_in_use: int
+    peak_waiting: int
+    longest_wait: float
     #: Why the last attempt to connect failed; None since one has succeeded.
     last_error: BaseException | None
     #: Whether an attempt to connect has ever succeeded.
@@ -170,6 +179,9 @@ class RealPool(ConnectionPool[Any]):
     @classmethod
     def _adopt(cls, pool: Any) -> None:
         pool.__class__ = cls
+        pool.alias = ""
+        pool.peak_in_use = pool.peak_waiting = 0
+        pool.longest_wait = 0.0
         pool._lock = RLock()  # older versions make it when the pool is opened
         pool._holder = 0
         pool._members, pool._asking, pool._retries = {}, {}, []
@@ -245,9 +257,12 @@ class RealPool(ConnectionPool[Any]):
             members[conn] = owner
             self._nconns_min = min(self._nconns_min, len(idle))
             if not self._is_expired(conn):
+                if len(members) - len(idle) > self.peak_in_use:
+                    self._note_in_use()
                 return conn
             _of_parent.info("discarding expired connection")
             self._replace(conn)
+            self._tell_closed("expired")
         return None
 
     def _is_expired(self, conn: Any) -> bool:
@@ -286,6 +301,8 @@ class RealPool(ConnectionPool[Any]):
                     members[conn] = place.owner
                     raise
                 waiting.popleft()
+                if len(members) - len(self._pool) > self.peak_in_use:
+                    self._note_in_use()
                 place.call()
                 return True
             waiting.popleft()
@@ -316,10 +333,12 @@ class RealPool(ConnectionPool[Any]):
                 self._stats["returns_bad"] += 1
             _of_parent.warning("discarding closed connection: %s", conn)
             self._replace(conn)
+            self._tell_closed("broken")
         elif from_getconn or self._is_expired(conn):
             # One that its check has refused would be the next to be given out.
             _of_parent.info("discarding expired connection")
             self._replace(conn)
+            self._tell_closed("broken" if from_getconn else "expired")
         else:
             self._add_to_pool(conn)
 
@@ -365,6 +384,7 @@ class RealPool(ConnectionPool[Any]):
         place = Place(owner)
         self._waiting.append(place)  # type: ignore[arg-type]
         self._stats["requests_queued"] += 1
+        self.peak_waiting = max(self.peak_waiting, len(self._waiting))
         self._maybe_grow_pool()
         return None, place
 
@@ -391,7 +411,9 @@ class RealPool(ConnectionPool[Any]):
                 self._add_to_pool(conn)
             raise
         finally:
-            self._stats["requests_wait_ms"] += int((monotonic() - began) * 1000)
+            waited = monotonic() - began
+            self._stats["requests_wait_ms"] += int(waited * 1000)
+            self._note_wait(waited)
 
     @locked
     def _leave(self, place: Place) -> Any:
@@ -401,17 +423,29 @@ class RealPool(ConnectionPool[Any]):
                 self._waiting.remove(place)  # type: ignore[arg-type]
         return place.conn
 
+    @locked
+    def _note_wait(self, waited: float) -> None:
+        self.longest_wait = max(self.longest_wait, waited)
+
     # ##### Connecting #####
 
     def _connect(self, *args: Any, **kwargs: Any) -> Any:
+        began = monotonic()
         try:
             conn = super()._connect(*args, **kwargs)
         except Exception as error:
             self.last_error = copy(error)  # without the frames that it went through
+            if observers.listening:
+                seconds = monotonic() - began
+                observers.tell_later(
+                    "connection_failed", self.alias, seconds, self.last_error
+                )
             if not self.has_connected:
                 self._fail_all()
             raise
         self.last_error, self.has_connected = None, True
+        if observers.listening:
+            observers.tell_later("connection_made", self.alias, monotonic() - began)
         know(conn)
         self._members[conn] = MADE
         for retry in list(self._retries):
@@ -495,16 +529,47 @@ class RealPool(ConnectionPool[Any]):
                         "gave it back: the connection is replaced",
                         self.name,
                     )
+                    self._tell_closed("lost")
 
     @locked
     def _forget_closed(self, conn: Any) -> None:
         """Strike out a connection that the parent has closed: to shrink, or to drain."""
         if self._members.get(conn, OTHERS) is None and conn not in self._pool:
             del self._members[conn]
+            self._tell_closed("idle")
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        if not self._closed:
+            for _ in self._pool:
+                self._tell_closed("pool closed")
+        super().close(*args, **kwargs)
+
+    def _tell_closed(self, why: observers.Closing) -> None:
+        if observers.listening:
+            observers.tell_later("connection_closed", self.alias, why)
+
+    # ##### Counting #####
 
     def count_lent(self) -> int:
         """Return how many connections are out."""
         return sum(owner not in (None, LOST, MADE) for _, owner in self._list_members())
+
+    def _note_in_use(self) -> None:
+        """Note how many are out.  Within the lock; called when more than ever may be out.
+
+        Some of those that are not idle may be on their way between the pool and a worker.
+        """
+        self.peak_in_use = max(self.peak_in_use, self.count_lent())
+
+    @property
+    def peaks(self) -> tuple[int, int, float]:
+        return self.peak_in_use, self.peak_waiting, self.longest_wait
+
+    @locked
+    def reset_peaks(self) -> None:
+        """Begin anew with what is now."""
+        self.peak_in_use, self.peak_waiting = self.count_lent(), len(self._waiting)
+        self.longest_wait = 0.0
 
 
 class _Replace(parent.MaintenanceTask):

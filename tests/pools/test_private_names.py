@@ -368,9 +368,13 @@ def test_what_is_as_written_is_told_from_a_replacement(
 
 
 def test_a_wrapper_knows_its_thread() -> None:
-    assert names.WRAPPER_ATTRIBUTES == ("_thread_ident",)
+    assert names.WRAPPER_ATTRIBUTES == ("_thread_ident", "_thread_sharing_count")
     wrapper: Any = connections["stock_native"]
     assert wrapper._thread_ident == threading.get_ident()
+    assert wrapper._thread_sharing_count == 0
+    wrapper.inc_thread_sharing()
+    assert wrapper._thread_sharing_count == 1
+    wrapper.dec_thread_sharing()
 
 
 def test_djangos_pools_are_found_by_alias() -> None:

@@ -52,7 +52,7 @@ def test_one_connection_serves_all_that_comes_after_each_other(
             assert backend_pid(ALIAS) == pid
             assert (wrapper.connection is not None) is bool(entered)
         assert wrapper.connection is wrapper._lease.physical is None
-        assert wrapper._hooks.pool._out == {}
+        assert wrapper._hooks.pool.lent() == {}
         assert census(ALIAS).in_use == 0
 
 
@@ -237,7 +237,7 @@ def test_what_a_listener_raises_leaves_no_lease(
                 query()
     assert ("could not give the connection" in caplog.text) is (raised is Error)
     assert wrapper.connection is wrapper._lease.physical is None
-    assert wrapper._hooks.pool._out == {}
+    assert wrapper._hooks.pool.lent() == {}
     assert wrapper._lease.holds.describe() == []
     for physical in lost:
         physical.close()

@@ -64,7 +64,9 @@ def test_a_pool_that_is_left_as_it_is_tells_its_census(plain: str) -> None:
         wait_until(lambda: pool_status(plain).census.waiting == 1, "it waits")
         assert pool_status(plain).census.in_use == 1
     waiting.join()
-    assert pool_status(plain).census == Census(1, 1, 1, 0, 0)
+    found = pool_status(plain).census
+    assert found == Census(1, 1, 1, 0, 0, 1, 1, found.longest_wait, 1, 1)
+    assert (found.longest_wait or 0) > 0.005
 
 
 def test_a_pool_that_a_child_inherits_is_forgotten() -> None:

@@ -41,20 +41,22 @@ ARROWS: dict[str, set[str]] = {
         *("_lease", "_session", "_pools", "_drivers", "_process"),
         *("_settings", "_pool_settings"),
     },
-    "_lease": {"_session", "_pools", "_drivers", "_process", "_settings"},
+    "_lease": {"_session", "_pools", "_drivers", "_process", "_settings", "observers"},
     "_session": set(),
-    "_pools": {"_drivers", "_process", "_pool_settings"},
+    "_pools": {"_drivers", "_process", "_pool_settings", "observers"},
     "_drivers": set(),
     "_process": set(),
     "_settings": set(),
     "_pool_settings": set(),
+    #: Public, and not a door: leases and pools tell it what happens.
+    "observers": set(),
 }
 
 #: What closes a circle within its room: the driver that fits is found by the default one.
 CIRCLES = {(f"{PACKAGE}._drivers", f"{PACKAGE}._drivers.psycopg3")}
 
 #: Modules that need nothing but the standard library, nor anything of ours.
-PURE = (f"{PACKAGE}._lease.rule", f"{PACKAGE}._lease.facts")
+PURE = (f"{PACKAGE}._lease.rule", f"{PACKAGE}._lease.facts", f"{PACKAGE}.observers")
 
 #: The one module of a room that needs a driver at once; so it is imported in functions.
 REAL_POOL = f"{PACKAGE}._pools.real_pool"

@@ -71,9 +71,10 @@ def _nothing_leaks() -> Iterator[None]:
             raise
     with psycopg.connect(autocommit=True) as connection:
         connection.execute("TRUNCATE item RESTART IDENTITY")
-    if any(adapter._out for adapter in registry.adapters()):
+    if any(adapter.lent() for adapter in registry.adapters()):
         gc.collect()  # of wrappers that nobody has
-    kept = [dict(adapter._out) for adapter in registry.adapters() if adapter._out]
-    for adapter in registry.adapters():
-        adapter._out.clear()
+    kept = [adapter.lent() for adapter in registry.adapters() if adapter.lent()]
+    if kept:
+        for adapter in registry.adapters():
+            adapter._tallies.clear()
     assert not kept, f"an adapter remembers connections that nobody has: {kept}"
