@@ -82,7 +82,9 @@ def _is_fit(lease: Any, physical: Any, is_as_lent: bool | None) -> bool:
         driver.note_sent_by_base(physical, lease.sent_by_base)
     if is_as_lent and not lease.debt:
         return True
-    if (lease.debt or driver.is_touched(physical)) and not _clean(lease):
+    if lease.debt is Debt.REPLACEMENT:
+        return False
+    if (lease.debt or driver.is_touched(physical)) and not clean(lease):
         return False
     return _to_autocommit(lease, physical)
 
@@ -101,13 +103,11 @@ def _to_autocommit(lease: Any, physical: Any) -> bool:
     return True
 
 
-def _clean(lease: Any) -> bool:
+def clean(lease: Any) -> bool:
     """Make the session as new; return False if it must not be used again.
 
-    Nothing is raised: the request's own result is not disturbed.
+    It has to be set up again then.  What database or driver raise is logged.
     """
-    if lease.debt is Debt.REPLACEMENT:
-        return False
     hooks, physical = lease.hooks, lease.physical
     try:
         cleaned = hooks.driver.reset(physical)

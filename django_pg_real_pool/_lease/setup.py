@@ -71,10 +71,10 @@ def _replace_if_gone(lease: Any) -> None:
             lease.alias,
         )
         lease.is_rejected = True
-        _discard(lease)
+        _replace(lease)
 
 
-def _discard(lease: Any) -> None:
+def _replace(lease: Any) -> None:
     giving_back.end(lease, discard=True)
     lease.phase = Phase.TAKING
 
@@ -100,14 +100,14 @@ def _set_up(lease: Any, announce: bool) -> bool:
     heard: Heard = (*noted, *driver.touches(physical))
     if before and before != heard and not _sets_all_of(heard, before):
         # What was set then and not set now is of another request, perhaps.
-        if clean(lease):
+        if giving_back.clean(lease):
             return _set_up(lease, announce)
-        _discard(lease)
+        _replace(lease)
         return False
     if lease.heard is not None and lease.heard != heard:
         # Receivers say something else by now, but the session goes on as it began.
         if not _say_again(lease, lease.heard, instead_of=heard):
-            _discard(lease)
+            _replace(lease)
             return False
         heard = lease.heard
     elif lease.heard is not None:
@@ -136,7 +136,7 @@ def _initialise(lease: Any, announce: bool) -> None:
 def _say_again(lease: Any, said: Heard, instead_of: Heard) -> bool:
     """Let the session be as `said` has set it; return whether it is."""
     if not _sets_all_of(said, instead_of):
-        if not clean(lease):
+        if not giving_back.clean(lease):
             return False
         _initialise(lease, announce=True)
     try:
@@ -144,19 +144,6 @@ def _say_again(lease: Any, said: Heard, instead_of: Heard) -> bool:
     except lease.hooks.failures:
         return False
     return True
-
-
-def clean(lease: Any) -> bool:
-    """Reset the session, which is to be set up again then; return whether that worked."""
-    hooks, physical = lease.hooks, lease.physical
-    try:
-        is_clean = bool(hooks.driver.reset(physical))
-        if is_clean:
-            hooks.driver.forget_set_up(physical)
-            hooks.pool.reconfigure(lease)
-    except hooks.failures:
-        return False
-    return is_clean
 
 
 #: A statement that sets one thing, whose name is certain ...
@@ -237,7 +224,7 @@ def _begin_anew(lease: Any, sent: Heard) -> None:
     driver, physical = lease.hooks.driver, lease.physical
     driver.note_sent_by_base(physical, ())
     with outside_transaction(lease):
-        if not (clean(lease) and _set_up(lease, announce=True)):
+        if not (giving_back.clean(lease) and _set_up(lease, announce=True)):
             driver.end(physical)  # nobody may use it as it is
             return
         driver.say(physical, tuple(filter(_is_setter, sent)))
