@@ -56,6 +56,9 @@ class Borrower(Protocol):
     def has_lost(self, connection: Any) -> bool:
         """Return whether it certainly does not have the connection that it was lent."""
 
+    def lacks(self, connection: Any) -> bool:
+        """Return the same, on the thread that asks for another connection for it."""
+
 
 class _Out:
     """Where a connection is that is not idle, and was not lent to a `Borrower`."""
@@ -356,6 +359,7 @@ class RealPool(ConnectionPool[Any]):
         conn = self._pop_idle(owner)
         if conn is not None:
             return conn, None
+        self._replace_what_is_lost_by(owner)
         if self.max_waiting and len(self._waiting) >= self.max_waiting:
             self._stats["requests_errors"] += 1
             raise TooManyRequests(
@@ -367,6 +371,14 @@ class RealPool(ConnectionPool[Any]):
         self._stats["requests_queued"] += 1
         self._maybe_grow_pool()
         return None, place
+
+    def _replace_what_is_lost_by(self, owner: Any) -> None:
+        """Replace what an owner has lost that is about to wait: `reap()` finds it busy."""
+        borrower = owner() if isinstance(owner, ref) else None
+        if borrower is not None:
+            for conn, lent_to in self._list_members():
+                if lent_to is owner and borrower.lacks(conn):
+                    self._replace_lost(conn, owner)
 
     def _wait(self, place: Place, timeout: float) -> Any:
         began = monotonic()
@@ -487,14 +499,16 @@ class RealPool(ConnectionPool[Any]):
                     self._forget_closed(conn)
             elif isinstance(owner, ref):
                 borrower = owner()
-                if (borrower is None or borrower.has_lost(conn)) and self._replace_if(
-                    conn, owner
-                ):
-                    logger.warning(
-                        "a thread was interrupted while it got a connection from %r or "
-                        "gave it back: the connection is replaced",
-                        self.name,
-                    )
+                if borrower is None or borrower.has_lost(conn):
+                    self._replace_lost(conn, owner)
+
+    def _replace_lost(self, conn: Any, owner: Any) -> None:
+        if self._replace_if(conn, owner):
+            logger.warning(
+                "a thread was interrupted while it got a connection from %r or "
+                "gave it back: the connection is replaced",
+                self.name,
+            )
 
     @locked
     def _forget_closed(self, conn: Any) -> None:
