@@ -21,7 +21,7 @@ WRAPPER_METHODS = (
     *("_savepoint_commit", "_savepoint_rollback", "_set_autocommit"),
 )
 #: Attributes of its instances.
-WRAPPER_ATTRIBUTES = ("_thread_ident",)
+WRAPPER_ATTRIBUTES = ("_thread_ident", "_thread_sharing_count")
 #: Methods of `CursorWrapper`.
 CURSOR_METHODS = ("_execute_with_wrappers",)
 #: Attributes of PostgreSQL's wrapper, which its pool is made with and configured by.
@@ -88,6 +88,7 @@ if TYPE_CHECKING:
         """What a type checker must know of Django's wrapper."""
 
         _thread_ident: int
+        _thread_sharing_count: int
         _connection_pools: dict[str, Any]
 
         def _close(self) -> None: ...

@@ -368,9 +368,20 @@ def test_what_is_as_written_is_told_from_a_replacement(
 
 
 def test_a_wrapper_knows_its_thread() -> None:
-    assert names.WRAPPER_ATTRIBUTES == ("_thread_ident",)
+    assert names.WRAPPER_ATTRIBUTES == ("_thread_ident", "_thread_sharing_count")
     wrapper: Any = connections["stock_native"]
     assert wrapper._thread_ident == threading.get_ident()
+
+
+def test_a_wrapper_counts_who_shares_it() -> None:
+    wrapper: Any = connections["stock_native"].copy()
+    for count in (0, 1, 2):
+        assert wrapper._thread_sharing_count == count
+        assert wrapper.allow_thread_sharing is (count > 0)
+        wrapper.inc_thread_sharing()
+    for _ in range(3):
+        wrapper.dec_thread_sharing()
+    assert wrapper._thread_sharing_count == 0
 
 
 def test_djangos_pools_are_found_by_alias() -> None:
