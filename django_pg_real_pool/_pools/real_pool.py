@@ -41,6 +41,8 @@ from .._process.locks import locked
 
 logger = logging.getLogger("django_pg_real_pool")
 _of_parent = logging.getLogger("psycopg.pool")
+#: Whether the parent's methods log what they do, of each connection.
+_logs, INFO = _of_parent.isEnabledFor, logging.INFO
 
 IDLE, UNKNOWN = TransactionStatus.IDLE, TransactionStatus.UNKNOWN
 
@@ -189,6 +191,8 @@ class RealPool(ConnectionPool[Any]):
         """
         if (
             self._pool
+            and timeout is None  # one of 0 is refused
+            and not _logs(INFO)
             and (self._check is None or self._is_checked_by(owner))
             and ConnectionPool.getconn is _GETCONN
         ):
@@ -212,6 +216,7 @@ class RealPool(ConnectionPool[Any]):
             and self._reset is None
             and not self._closed
             and not self._is_expired(conn)
+            and not _logs(INFO)
             and ConnectionPool.putconn is _PUTCONN
         ):
             conn._pool = None

@@ -487,6 +487,30 @@ def test_a_pool_counts_as_its_parent(program: Callable[[Any], None]) -> None:
     assert state_after(program, RealPool) == state_after(program, ConnectionPool)
 
 
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+@pytest.mark.parametrize("timeout", [None, 0.0, -1.0, 5.0])
+def test_a_pool_logs_and_refuses_as_its_parent(
+    timeout: float | None, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R10: what is asked of one that has an idle connection."""
+
+    def said_by(kind: type) -> list[str]:
+        with opened(kind, name="a pool") as pool, caplog.at_level(level, "psycopg"):
+            caplog.clear()
+            said = []
+            try:
+                pool.putconn(pool.getconn(timeout))
+            except PoolTimeout as error:
+                said.append(str(error))
+            said += [f"{each.levelname} {each.getMessage()}" for each in caplog.records]
+            return said
+
+    ours, of_parent = said_by(RealPool), said_by(ConnectionPool)
+    assert ours == of_parent
+    is_refused = timeout is not None and timeout <= 0
+    assert len(ours) == is_refused + (level == logging.INFO) * (1 if is_refused else 3)
+
+
 # ##### What is old #####
 
 
