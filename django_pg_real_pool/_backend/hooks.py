@@ -16,7 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .._drivers import Driver, driver_for
 from .._pools import Pool
-from .._pools.native import NativePool
+from .._pools.native import DjangosPool, NativePool
 from .._pools.queue import QueuePool
 from .names import is_decorated_by_django, undecorated
 
@@ -158,4 +158,5 @@ def _pool_for(cls: type) -> Pool:
         for name in ("pool", "get_new_connection", "_close", "get_connection_params")
     ):
         return NativePool()
-    return Pool()
+    # Django's own `pool`, of its PostgreSQL wrapper.
+    return DjangosPool() if is_djangos(definer(cls, "pool")) else Pool()

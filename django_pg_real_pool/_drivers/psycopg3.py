@@ -12,8 +12,8 @@ from functools import lru_cache
 from operator import itemgetter
 from time import monotonic
 from typing import Any
-from weakref import ref
 
+from .._process.weak import WeakBag
 from . import TOUCHED, Driver, Heard, Statement, statement
 from .question import ask
 from .sockets import cut, peeker, waiter
@@ -32,9 +32,8 @@ OK = 0
 #: Seconds that a server may take to answer the check of an idle connection.
 CHECK_TIMEOUT = 5.0
 
-#: Every physical connection of this process that is known.  No WeakSet: what is thrown into
-#: that one's callback, which is Python code, is printed and gone.
-_physicals: set[ref[Any]] = set()
+#: Every physical connection of this process that is known.
+_physicals: WeakBag[Any] = WeakBag()
 
 
 class Known:
@@ -71,7 +70,7 @@ def know(physical: Any) -> Known:
     known = physical.__dict__.get(KNOWN)
     if known is None:
         known = physical.__dict__[KNOWN] = Known(physical)
-        _physicals.add(ref(physical, _physicals.discard))
+        _physicals.add(physical)
     return known  # type: ignore[no-any-return]
 
 
@@ -81,9 +80,8 @@ def cut_inherited() -> None:
     So a polite close, or a cursor that somebody still has, can't harm the parent.
     """
     sockets = []
-    for find in list(_physicals):
-        physical: Any = find()
-        with suppress(Exception):  # it is closed, or no more
+    for physical in _physicals:
+        with suppress(Exception):  # it is closed
             sockets.append(physical.pgconn.socket)
     cut(sockets)
     _physicals.clear()
@@ -124,13 +122,8 @@ class Psycopg(Driver):
         know(physical).sent_by_base = sent
 
     def forget_others(self, physical: Any) -> None:
-        for find in list(_physicals):
-            other = find()
-            if (
-                other is not None
-                and other is not physical
-                and _database(other) == _database(physical)
-            ):
+        for other in _physicals:
+            if other is not physical and _database(other) == _database(physical):
                 self.forget_set_up(other)
 
     def mark_used(self, physical: Any) -> bool | None:

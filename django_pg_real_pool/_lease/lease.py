@@ -7,6 +7,7 @@ connection back if none is left.  `take()` is where every lease begins.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import warnings
 from _thread import get_ident
@@ -185,6 +186,14 @@ class Lease:
         """Return whether a connection that is lent to this one is certainly not here."""
         has_lost = try_locked(self, lambda: self.wrapper.connection is not connection)
         return bool(has_lost)  # None: its thread is at work, perhaps taking it
+
+    def lacks(self, connection: Any) -> bool:
+        """Return whether a connection that is lent to this one is lost, as `get()` asks.
+
+        Not if a signal handler asks in the midst of another lease's begin or end: that one
+        may have the connection in its hands.
+        """
+        return self.wrapper.connection is not connection and not _is_nested()
 
     def describe_holds(self) -> list[str]:
         """Return the holds in words, as they are now; of any thread's wrapper."""
@@ -737,6 +746,18 @@ class Lease:
 
 def _same(thing: Any) -> Any:
     return thing
+
+
+def _is_nested() -> bool:
+    """Return whether this thread takes or gives a connection more than once at a time."""
+    frame, found = sys._getframe(), 0
+    while frame is not None:
+        found += frame.f_code in _MOVING
+        frame = frame.f_back  # type: ignore[assignment]
+    return found > 1
+
+
+_MOVING = (Lease.get.__code__, giving_back.end.__code__)
 
 
 @cache

@@ -41,26 +41,17 @@ class _Made(NamedTuple):
         )
 
 
-class NativePool(Pool):
-    """For a base that gets and returns its connections as Django's wrapper does.
+class DjangosPool(Pool):
+    """For a base of Django's that gets or returns its connections in its own way.
 
-    The pool's own `getconn()` and `putconn()` do that here; Django's
-    `get_new_connection()` runs only to introduce a connection.
+    They come from Django's pool in the end, if it has one.
     """
-
-    size_setting = '["OPTIONS"]["pool"]["max_size"]'
-    is_bare = True
-    stock_keeps_closed = False
 
     def __init__(self) -> None:
         super().__init__()
         #: The pool of each alias.
         self._made: dict[str, _Made] = {}
         self._lock = RLock()  # a signal handler may query while a pool is opened
-
-    def failures(self) -> tuple[type[Exception], ...]:
-        # Its own errors are psycopg's; these are of one that was given back already.
-        return (AttributeError, ValueError)
 
     def exhausted(self) -> tuple[type[BaseException], ...]:
         try:
@@ -79,6 +70,107 @@ class NativePool(Pool):
         if is_wanted and wrapper.alias not in wrapper._connection_pools:
             with self._lock:
                 self._make(wrapper)
+
+    def reconfigure(self, session: Session) -> None:
+        # What Django gave the pool as its `configure` callback: time zone and role.
+        wrapper = session.wrapper
+        if wrapper.settings_dict["OPTIONS"].get("pool"):
+            wrapper._configure_connection(wrapper.connection)
+
+    def census(self, wrapper: Any) -> Census:
+        known = self._made.get(wrapper.alias)
+        if known is None or known.pool.closed:  # whose numbers stay as they were
+            return Census()
+        stats = known.pool.get_stats()
+        size, idle = stats["pool_size"], stats["pool_available"]
+        least, most = stats["pool_min"], stats["pool_max"]
+        waiting = stats.get("requests_waiting", 0)
+        # psycopg_pool's size includes those that it is still making.
+        in_use = known.pool.count_lent() if known.is_real else size - idle
+        peaks: tuple[int, int, float] = (
+            known.pool if known.is_real else self._tallies[wrapper.alias]
+        ).peaks
+        return Census(most, size, idle, in_use, waiting, *peaks, least, most)
+
+    def reset_peaks(self, wrapper: Any) -> None:
+        known = self._made.get(wrapper.alias)
+        if known is not None and known.is_real:
+            known.pool.reset_peaks()
+        else:
+            super().reset_peaks(wrapper)
+
+    def abandon(self) -> Any:
+        all_made, self._made = self._made, {}
+        self._lock = RLock()
+        for alias, made in all_made.items():
+            if made.pools.get(alias) is made.pool:
+                del made.pools[alias]
+        return all_made, super().abandon()
+
+    # ##### Opening and closing a pool #####
+
+    def _make(self, wrapper: Any) -> _Made:
+        """Return Django's pool, which it makes from the settings where it has none yet."""
+        alias, pools = wrapper.alias, wrapper._connection_pools
+        is_new = alias not in pools
+        if is_new:
+            refuse(alias, native_problems(alias, wrapper.settings_dict))
+        pool = wrapper._lease.pool_of_base()
+        made = self._made.get(alias)
+        if made is None or made.pool is not pool:
+            is_real = False
+            try:
+                from .real_pool import RealPool
+            except (ImportError, AttributeError):  # psycopg_pool is made otherwise
+                logger.info("psycopg_pool has changed, so its pools are used as they are")
+            else:
+                # One that is not new is another made class's, or the stock backend's.
+                is_real = RealPool.adopt(pool) if is_new else isinstance(pool, RealPool)
+                if is_new:
+                    pool.alias = alias  # for observers
+            made = _Made(pool, pools, connecting(wrapper.settings_dict), is_real)
+            self._made[alias] = made
+        return made
+
+    def close(self, wrapper: Any) -> None:
+        with self._lock:
+            alias, pools = wrapper.alias, wrapper._connection_pools
+            made = self._made.get(alias)
+            if made is not None:
+                self._close(alias, made)
+            elif (pool := pools.pop(alias, None)) is not None:
+                pool.close()
+
+    def _close(self, alias: str, made: _Made) -> None:
+        """Close a pool, after making Django forget it."""
+        self._made.pop(alias, None)
+        if alias in self._tallies:
+            self._tallies[alias].reset()
+        if made.pools.get(alias) is made.pool:
+            del made.pools[alias]
+        made.pool.close()
+
+    def close_all_of(self, database: Any) -> None:
+        with self._lock:
+            for alias, made in list(self._made.items()):
+                if database_of(made.made_with) == database:
+                    self._close(alias, made)
+
+
+class NativePool(DjangosPool):
+    """For a base that gets and returns its connections as Django's wrapper does.
+
+    The pool's own `getconn()` and `putconn()` do that here; Django's
+    `get_new_connection()` runs only to introduce a connection.
+    """
+
+    size_setting = '["OPTIONS"]["pool"]["max_size"]'
+    is_bare = True
+    stock_keeps_closed = False
+
+    def failures(self) -> tuple[type[Exception], ...]:
+        # Its own errors are psycopg's; these are of one that was given back already.
+        return (AttributeError, ValueError)
 
     def take(self, session: Session) -> Any:
         made = session.source
@@ -104,11 +196,6 @@ class NativePool(Pool):
         finally:
             session.pool_stand_in = None
 
-    def reconfigure(self, session: Session) -> None:
-        # What Django gave the pool as its `configure` callback: time zone and role.
-        wrapper = session.wrapper
-        wrapper._configure_connection(wrapper.connection)
-
     def put(self, session: Session) -> None:
         if self._tallies:  # of pools that don't remember whom they lend to
             self.forget(session)
@@ -129,36 +216,6 @@ class NativePool(Pool):
         options = options if isinstance(options, dict) else {}
         most = options.get("max_size") or options.get("min_size", _MIN_SIZE)
         return most if isinstance(most, int) else None
-
-    def census(self, wrapper: Any) -> Census:
-        known = self._made.get(wrapper.alias)
-        if known is None or known.pool.closed:  # whose numbers stay as they were
-            return Census()
-        stats = known.pool.get_stats()
-        size, idle = stats["pool_size"], stats["pool_available"]
-        least, most = stats["pool_min"], stats["pool_max"]
-        waiting = stats.get("requests_waiting", 0)
-        # psycopg_pool's size includes those that it is still making.
-        in_use = known.pool.count_lent() if known.is_real else size - idle
-        peaks = (known.pool if known.is_real else self._tallies[wrapper.alias]).peaks
-        return Census(most, size, idle, in_use, waiting, *peaks, least, most)
-
-    def reset_peaks(self, wrapper: Any) -> None:
-        known = self._made.get(wrapper.alias)
-        if known is not None and known.is_real:
-            known.pool.reset_peaks()
-        else:
-            super().reset_peaks(wrapper)
-
-    def abandon(self) -> Any:
-        all_made, self._made = self._made, {}
-        self._lock = RLock()
-        for alias, made in all_made.items():
-            if made.pools.get(alias) is made.pool:
-                del made.pools[alias]
-        return all_made, super().abandon()
-
-    # ##### Opening and closing a pool #####
 
     def _open(self, wrapper: Any) -> _Made:
         alias, settings = wrapper.alias, wrapper.settings_dict
@@ -194,54 +251,6 @@ class NativePool(Pool):
                     return made
             # Django's close_pool() closes a pool before it forgets it.
             time.sleep(0.01)
-
-    def _make(self, wrapper: Any) -> _Made:
-        """Return Django's pool, which it makes from the settings where it has none yet."""
-        alias, pools = wrapper.alias, wrapper._connection_pools
-        is_new = alias not in pools
-        if is_new:
-            refuse(alias, native_problems(alias, wrapper.settings_dict))
-        pool = wrapper._lease.pool_of_base()
-        made = self._made.get(alias)
-        if made is None or made.pool is not pool:
-            is_real = False
-            if is_new:
-                try:
-                    from .real_pool import RealPool
-                except (ImportError, AttributeError):  # psycopg_pool is made otherwise
-                    logger.info(
-                        "psycopg_pool has changed, so its pools are used as they are"
-                    )
-                else:
-                    is_real = RealPool.adopt(pool)
-                    pool.alias = alias  # for observers
-            made = _Made(pool, pools, connecting(wrapper.settings_dict), is_real)
-            self._made[alias] = made
-        return made
-
-    def close(self, wrapper: Any) -> None:
-        with self._lock:
-            alias, pools = wrapper.alias, wrapper._connection_pools
-            made = self._made.get(alias)
-            if made is not None:
-                self._close(alias, made)
-            elif (pool := pools.pop(alias, None)) is not None:
-                pool.close()
-
-    def _close(self, alias: str, made: _Made) -> None:
-        """Close a pool, after making Django forget it."""
-        self._made.pop(alias, None)
-        if alias in self._tallies:
-            self._tallies[alias].reset()
-        if made.pools.get(alias) is made.pool:
-            del made.pools[alias]
-        made.pool.close()
-
-    def close_all_of(self, database: Any) -> None:
-        with self._lock:
-            for alias, made in list(self._made.items()):
-                if database_of(made.made_with) == database:
-                    self._close(alias, made)
 
 
 def was_closed(pool: Any) -> bool:

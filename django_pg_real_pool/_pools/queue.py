@@ -89,20 +89,25 @@ class QueuePool(Pool):
         return connection
 
     def put(self, session: Session) -> None:
-        if self._is_overridden:
-            super().put(session)
-            return
-        # Forgotten first: a query meanwhile gets another connection, and after an
-        # interruption nobody has this one, so SQLAlchemy takes it back.
-        self.forget(session)
-        connection = session.let_go()
-        connection.close()
+        line = self._lines[session.wrapper.alias]
+        try:
+            if self._is_overridden:
+                super().put(session)
+                return
+            # Forgotten first: a query meanwhile gets another connection, and after an
+            # interruption nobody has this one, so SQLAlchemy takes it back.
+            self.forget(session)
+            connection = session.let_go()
+            connection.close()
+        finally:
+            _call_first(line)
 
     def _wait_in(self, line: deque[Any], place: Any, pool: Any) -> None:
+        """Wait for one's turn, and for a connection: the pool itself would wait as long again."""
         from sqlalchemy.exc import TimeoutError
 
         deadline = time.monotonic() + pool.timeout()
-        while line[0] is not place:
+        while line[0] is not place or is_full(pool):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise TimeoutError(f"connection timed out, timeout {pool.timeout():.2f}")

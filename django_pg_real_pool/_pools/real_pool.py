@@ -43,6 +43,8 @@ from .._process.locks import locked
 
 logger = logging.getLogger("django_pg_real_pool")
 _of_parent = logging.getLogger("psycopg.pool")
+#: Whether the parent's methods log what they do, of each connection.
+_logs, INFO = _of_parent.isEnabledFor, logging.INFO
 
 IDLE, UNKNOWN = TransactionStatus.IDLE, TransactionStatus.UNKNOWN
 
@@ -57,6 +59,9 @@ class Borrower(Protocol):
 
     def has_lost(self, connection: Any) -> bool:
         """Return whether it certainly does not have the connection that it was lent."""
+
+    def lacks(self, connection: Any) -> bool:
+        """Return the same, on the thread that asks for another connection for it."""
 
 
 class _Out:
@@ -198,6 +203,8 @@ class RealPool(ConnectionPool[Any]):
         """
         if (
             self._pool
+            and timeout is None  # one of 0 is refused
+            and not _logs(INFO)
             and (self._check is None or self._is_checked_by(owner))
             and ConnectionPool.getconn is _GETCONN
         ):
@@ -221,6 +228,7 @@ class RealPool(ConnectionPool[Any]):
             and self._reset is None
             and not self._closed
             and not self._is_expired(conn)
+            and not _logs(INFO)
             and ConnectionPool.putconn is _PUTCONN
         ):
             conn._pool = None
@@ -375,6 +383,7 @@ class RealPool(ConnectionPool[Any]):
         conn = self._pop_idle(owner)
         if conn is not None:
             return conn, None
+        self._replace_what_is_lost_by(owner)
         if self.max_waiting and len(self._waiting) >= self.max_waiting:
             self._stats["requests_errors"] += 1
             raise TooManyRequests(
@@ -387,6 +396,14 @@ class RealPool(ConnectionPool[Any]):
         self.peak_waiting = max(self.peak_waiting, len(self._waiting))
         self._maybe_grow_pool()
         return None, place
+
+    def _replace_what_is_lost_by(self, owner: Any) -> None:
+        """Replace what an owner has lost that is about to wait: `reap()` finds it busy."""
+        borrower = owner() if isinstance(owner, ref) else None
+        if borrower is not None:
+            for conn, lent_to in self._list_members():
+                if lent_to is owner and borrower.lacks(conn):
+                    self._replace_lost(conn, owner)
 
     def _wait(self, place: Place, timeout: float) -> Any:
         began = monotonic()
@@ -521,15 +538,17 @@ class RealPool(ConnectionPool[Any]):
                     self._forget_closed(conn)
             elif isinstance(owner, ref):
                 borrower = owner()
-                if (borrower is None or borrower.has_lost(conn)) and self._replace_if(
-                    conn, owner
-                ):
-                    logger.warning(
-                        "a thread was interrupted while it got a connection from %r or "
-                        "gave it back: the connection is replaced",
-                        self.name,
-                    )
-                    self._tell_closed("lost")
+                if borrower is None or borrower.has_lost(conn):
+                    self._replace_lost(conn, owner)
+
+    def _replace_lost(self, conn: Any, owner: Any) -> None:
+        if self._replace_if(conn, owner):
+            logger.warning(
+                "a thread was interrupted while it got a connection from %r or "
+                "gave it back: the connection is replaced",
+                self.name,
+            )
+            self._tell_closed("lost")
 
     @locked
     def _forget_closed(self, conn: Any) -> None:
