@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, ref
 
 from .sockets import cut
 
@@ -23,8 +23,10 @@ TOUCHED = "(attributes)"
 #: What a connection has heard: statements, in order.
 Heard = tuple[Statement, ...]
 
-#: Every physical connection of this process that is known, except psycopg's.
-_physicals: WeakSet[Any] = WeakSet()
+#: Every physical connection of this process that is known, except psycopg's.  A set of
+#: references, not a WeakSet: to add, to discard and to list are each one call of a built-in,
+#: which is one step for other threads, without the GIL too.
+_physicals: set[ref[Any]] = set()
 
 
 def cut_inherited() -> None:
@@ -32,10 +34,10 @@ def cut_inherited() -> None:
 
     Collecting one, even at the child's end, may say goodbye to the server.
     """
-    for physical in list(_physicals):
-        file = None
-        with suppress(Exception):  # it has no such thing, or is closed
-            file = physical.fileno()
+    for find in list(_physicals):
+        physical, file = find(), None
+        with suppress(Exception):  # it has no such thing, or is closed, or is no more
+            file = physical.fileno()  # type: ignore[union-attr]
         if file is None:
             _make_immortal(physical)
         else:
@@ -81,7 +83,7 @@ class Driver:
         """Note what a connection has heard, and that it is now as it should be."""
         with suppress(TypeError):
             self._heard[physical] = heard
-            _physicals.add(physical)
+            _physicals.add(ref(physical, _physicals.discard))
 
     def forget_set_up(self, physical: Any) -> None:
         with suppress(TypeError):
@@ -99,7 +101,9 @@ class Driver:
 
     def forget_others(self, physical: Any) -> None:
         """Let all other connections to the same database be set up anew."""
-        for other in list(self._heard):
+        # keyrefs() is one step; an iteration fails where another thread adds one.
+        for find in self._heard.keyrefs():
+            other = find()
             if other is not physical:
                 self.forget_set_up(other)
 
