@@ -6,6 +6,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ from django.db import connections
 from helpers import DEADLINE, backend_pid, forget_pool, run_in_thread
 from race import Race
 
-from django_pg_real_pool import pin_connection, pool_status
+from django_pg_real_pool import observers, pin_connection, pool_status
 from django_pg_real_pool._drivers import Driver
+from django_pg_real_pool._pools import Pool
 from django_pg_real_pool._pools.real_pool import RealPool
 from django_pg_real_pool._process import origins
 from django_pg_real_pool._process.weak import WeakBag
@@ -125,6 +128,31 @@ def test_a_server_that_is_back_is_no_reason_to_fail(
         with pytest.raises(ValueError, match="it was away"):
             pool._raise_if_unreachable()
         monkeypatch.undo()
+
+
+@pytest.mark.usefixtures("_often_switched")
+def test_the_first_threads_find_one_tally() -> None:
+    """P3: what one of them notes is there for all."""
+    for _ in range(30):
+        pool = Pool()
+        assert len({id(each) for each in at_once(*[partial(_tally, pool)] * 4)}) == 1
+
+
+def _tally(pool: Pool) -> Any:
+    return pool._tallies["anything"]
+
+
+@pytest.mark.usefixtures("_often_switched")
+def test_the_first_who_tell_observers_start_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each starts the one that it has made, if two do it at the same moment."""
+    monkeypatch.setattr(observers, "_run", lambda: None)
+    monkeypatch.setattr(observers, "_later", SimpleQueue())
+    for _ in range(30):
+        monkeypatch.setattr(observers, "_thread", None)
+        at_once(*[lambda: observers.tell_later("taken")] * 4)
+    assert observers._later.qsize() == 120
 
 
 @pytest.mark.usefixtures("_often_switched")
