@@ -52,6 +52,8 @@ def make(machine: Path) -> str:
     for program in ("debootstrap", "unshare", "chroot"):
         if shutil.which(program) is None:
             return f"there is no {program} on this machine"
+    if not (CHECKOUT / ".git").exists():
+        return "this is no checkout, of which there could be a clone"
     if not machine.exists():
         unfinished = machine.with_name(f"{machine.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
