@@ -204,10 +204,10 @@ def tell_later(event: str, *args: Any) -> None:
     _later.put(lambda: tell(event, *args))
     if _thread is None or not _thread.is_alive():
         # Without a lock, which an interruption could leave held: two do no harm.
-        _thread = threading.Thread(
+        thread = _thread = threading.Thread(
             target=_run, name="django-pg-real-pool-observers", daemon=True
         )
-        _thread.start()
+        thread.start()  # perhaps no longer the same
 
 
 def _run() -> None:

@@ -197,14 +197,25 @@ class Lease:
 
     def describe_holds(self) -> list[str]:
         """Return the holds in words, as they are now; of any thread's wrapper."""
-        described, physical = self.holds.describe(), self.physical
-        if (
+        described = self.holds.describe()
+        # The driver is asked within the lock: else the connection could be closed, and its
+        # memory freed, while it answers.
+        if self._holder == get_ident():
+            has_unnoted = self._has_unnoted_transaction()
+        else:
+            has_unnoted = try_locked(self, self._has_unnoted_transaction)
+        if has_unnoted:
+            described.append(TRANSACTION.value)
+        return described
+
+    def _has_unnoted_transaction(self) -> bool:
+        """Return whether there is a transaction that is noted when its cursor is closed."""
+        physical = self.physical
+        return (
             physical is not None
             and TRANSACTION not in self.holds.now
-            and self.hooks.driver.transaction(physical, self.wrapper.autocommit)
-        ):
-            described.append(TRANSACTION.value)  # not noted before its cursor is closed
-        return described
+            and bool(self.hooks.driver.transaction(physical, self.wrapper.autocommit))
+        )
 
     # ##### A session: from the first use to close() #####
 

@@ -12,6 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from .._drivers.psycopg3 import end
 from .._pool_settings import native_problems, refuse
+from .._process.locks import locked
 from . import Census, Pool, Session, connecting, database_of
 
 logger = logging.getLogger("django_pg_real_pool")
@@ -51,7 +52,8 @@ class DjangosPool(Pool):
         super().__init__()
         #: The pool of each alias.
         self._made: dict[str, _Made] = {}
-        self._lock = RLock()  # a signal handler may query while a pool is opened
+        #: See `locked`.  Only within are pools made, opened and closed.
+        self._lock, self._holder = RLock(), 0
 
     def exhausted(self) -> tuple[type[BaseException], ...]:
         try:
@@ -66,10 +68,12 @@ class DjangosPool(Pool):
 
     def prepare(self, wrapper: Any) -> None:
         options = wrapper.settings_dict["OPTIONS"].get("pool")
-        is_wanted = options and self.releases(wrapper)
-        if is_wanted and wrapper.alias not in wrapper._connection_pools:
-            with self._lock:
-                self._make(wrapper)
+        if not options or not self.releases(wrapper):
+            return
+        # Django's dict has a pool a moment before its class is exchanged; `_made`, after.
+        made = self._made.get(wrapper.alias)
+        if made is None or wrapper._connection_pools.get(wrapper.alias) is not made.pool:
+            self._make(wrapper)
 
     def reconfigure(self, session: Session) -> None:
         # What Django gave the pool as its `configure` callback: time zone and role.
@@ -101,7 +105,7 @@ class DjangosPool(Pool):
 
     def abandon(self) -> Any:
         all_made, self._made = self._made, {}
-        self._lock = RLock()
+        self._lock, self._holder = RLock(), 0
         for alias, made in all_made.items():
             if made.pools.get(alias) is made.pool:
                 del made.pools[alias]
@@ -109,6 +113,7 @@ class DjangosPool(Pool):
 
     # ##### Opening and closing a pool #####
 
+    @locked
     def _make(self, wrapper: Any) -> _Made:
         """Return Django's pool, which it makes from the settings where it has none yet."""
         alias, pools = wrapper.alias, wrapper._connection_pools
@@ -132,14 +137,14 @@ class DjangosPool(Pool):
             self._made[alias] = made
         return made
 
+    @locked
     def close(self, wrapper: Any) -> None:
-        with self._lock:
-            alias, pools = wrapper.alias, wrapper._connection_pools
-            made = self._made.get(alias)
-            if made is not None:
-                self._close(alias, made)
-            elif (pool := pools.pop(alias, None)) is not None:
-                pool.close()
+        alias, pools = wrapper.alias, wrapper._connection_pools
+        made = self._made.get(alias)
+        if made is not None:
+            self._close(alias, made)
+        elif (pool := pools.pop(alias, None)) is not None:
+            pool.close()
 
     def _close(self, alias: str, made: _Made) -> None:
         """Close a pool, after making Django forget it."""
@@ -150,11 +155,11 @@ class DjangosPool(Pool):
             del made.pools[alias]
         made.pool.close()
 
+    @locked
     def close_all_of(self, database: Any) -> None:
-        with self._lock:
-            for alias, made in list(self._made.items()):
-                if database_of(made.made_with) == database:
-                    self._close(alias, made)
+        for alias, made in list(self._made.items()):
+            if database_of(made.made_with) == database:
+                self._close(alias, made)
 
 
 class NativePool(DjangosPool):
@@ -234,23 +239,26 @@ class NativePool(DjangosPool):
             return made
         deadline = time.monotonic() + _CLOSING
         while True:
-            with self._lock:
-                made = self._made.get(alias)
-                if made is not None and (
-                    was_closed(made.pool) or not made.serves(alias, settings)
-                ):
-                    self._close(alias, made)
-                made = self._make(wrapper)
-                try:
-                    made.pool.open()
-                except wrapper.Database.OperationalError:
-                    # Of which PoolClosed is one; psycopg_pool 3.2 raises it as it is.
-                    if time.monotonic() > deadline:
-                        raise
-                else:
-                    return made
+            try:
+                return self._open_anew(wrapper)
+            except wrapper.Database.OperationalError:
+                # Of which PoolClosed is one; psycopg_pool 3.2 raises it as it is.
+                if time.monotonic() > deadline:
+                    raise
             # Django's close_pool() closes a pool before it forgets it.
             time.sleep(0.01)
+
+    @locked
+    def _open_anew(self, wrapper: Any) -> _Made:
+        alias = wrapper.alias
+        made = self._made.get(alias)
+        if made is not None and (
+            was_closed(made.pool) or not made.serves(alias, wrapper.settings_dict)
+        ):
+            self._close(alias, made)
+        made = self._make(wrapper)
+        made.pool.open()
+        return made
 
 
 def was_closed(pool: Any) -> bool:

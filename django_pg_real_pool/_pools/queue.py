@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -37,7 +37,7 @@ class QueuePool(Pool):
         #: The threads that wait for each alias, first come, first served.  By itself
         #: QueuePool gives what came back to whoever asks next, so a thread that asks
         #: often keeps another waiting until that times out.
-        self._lines: defaultdict[str, deque[Any]] = defaultdict(deque)
+        self._lines: dict[str, deque[Any]] = {}
         #: The settings that each alias had when its pool was made.
         self._made_with: dict[str, dict[str, Any]] = {}
 
@@ -63,7 +63,8 @@ class QueuePool(Pool):
         if pool is None:
             return self._make_and_take(session)
         session.source = pool
-        line = self._lines[alias]
+        # setdefault() is one step; a defaultdict could make a line each for two threads.
+        line = self._lines.setdefault(alias, deque())
         if not line and not is_full(pool):
             return self._connect(session, pool)
         place = Lock()

@@ -239,7 +239,7 @@ class RealPool(ConnectionPool[Any]):
 
     def reject(self, conn: Any) -> None:
         """Take back a connection that its borrower has found broken, before any use."""
-        self._stats["requests_num"] -= 1  # the borrower asks again: it is the same request
+        self._count("requests_num", -1)  # the borrower asks again: it is the same request
         self._putconn(conn, from_getconn=True)
 
     @locked
@@ -336,9 +336,9 @@ class RealPool(ConnectionPool[Any]):
         self._reset_connection(conn)
         if conn.pgconn.transaction_status == UNKNOWN:
             if from_getconn:
-                self._stats["connections_lost"] += 1
+                self._count("connections_lost")
             else:
-                self._stats["returns_bad"] += 1
+                self._count("returns_bad")
             _of_parent.warning("discarding closed connection: %s", conn)
             self._replace(conn)
             self._tell_closed("broken")
@@ -422,15 +422,20 @@ class RealPool(ConnectionPool[Any]):
             return conn
         except BaseException as error:
             if isinstance(error, Exception) and place.conn is None:
-                self._stats["requests_errors"] += 1
+                self._count("requests_errors")
             conn = self._leave(place)
             if conn is not None:  # interrupted, when it had just been given
                 self._add_to_pool(conn)
             raise
         finally:
             waited = monotonic() - began
-            self._stats["requests_wait_ms"] += int(waited * 1000)
+            self._count("requests_wait_ms", int(waited * 1000))
             self._note_wait(waited)
+
+    @locked
+    def _count(self, what: str, by: int = 1) -> None:
+        # Of two threads that add without a lock, one is lost.
+        self._stats[what] += by
 
     @locked
     def _leave(self, place: Place) -> Any:
@@ -451,14 +456,12 @@ class RealPool(ConnectionPool[Any]):
         try:
             conn = super()._connect(*args, **kwargs)
         except Exception as error:
-            self.last_error = copy(error)  # without the frames that it went through
+            why = self.last_error = copy(error)  # without the frames that it went through
             if observers.listening:
                 seconds = monotonic() - began
-                observers.tell_later(
-                    "connection_failed", self.alias, seconds, self.last_error
-                )
+                observers.tell_later("connection_failed", self.alias, seconds, why)
             if not self.has_connected:
-                self._fail_all()
+                self._fail_all(why)
             raise
         self.last_error, self.has_connected = None, True
         if observers.listening:
@@ -473,14 +476,15 @@ class RealPool(ConnectionPool[Any]):
         # The parent goes on trying for its whole timeout.  A wrong password is reported at
         # once, as without a pool.
         # Not so once it has given up trying: then it is to begin again.
-        if self.last_error is not None and not self.has_connected and self._nconns > 0:
+        why = self.last_error  # read once: a worker may succeed meanwhile
+        if why is not None and not self.has_connected and self._nconns > 0:
             self._stats["requests_errors"] += 1
-            raise copy(self.last_error)
+            raise copy(why)
 
     @locked
-    def _fail_all(self) -> None:
+    def _fail_all(self, why: BaseException) -> None:
         while self._waiting:
-            self._waiting.popleft().fail(copy(self.last_error))  # type: ignore[arg-type]
+            self._waiting.popleft().fail(copy(why))
 
     def schedule_task(self, task: Any, delay: float) -> None:
         if getattr(task, "attempt", None) is not None:

@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from . import registry
+from .locks import locked
 
 logger = logging.getLogger("django_pg_real_pool")
 
@@ -23,21 +24,36 @@ INTERVAL = 0.5
 #: What is to be done soon, on the reaper's thread.  SimpleQueue, because putting
 #: something there must be safe in a finaliser.
 _tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
-_lock = threading.Lock()
-_thread: threading.Thread | None = None
+
+
+class _Starter:
+    """Starts the one thread, whoever needs it first."""
+
+    def __init__(self) -> None:
+        #: See `locked`.  Only within is `thread` written.
+        self._lock, self._holder = threading.RLock(), 0
+        self.thread: threading.Thread | None = None
+
+    def is_running(self) -> bool:
+        thread = self.thread
+        return thread is not None and thread.is_alive()
+
+    @locked
+    def start(self) -> None:
+        if not self.is_running():
+            thread = self.thread = threading.Thread(
+                target=_run, name="django-pg-real-pool-reaper", daemon=True
+            )
+            thread.start()
+
+
+_starter = _Starter()
 
 
 def start() -> None:
     """Start the reaper's thread if it is not running."""
-    global _thread
-    if _thread is not None and _thread.is_alive():
-        return
-    with _lock:
-        if _thread is None or not _thread.is_alive():
-            _thread = threading.Thread(
-                target=_run, name="django-pg-real-pool-reaper", daemon=True
-            )
-            _thread.start()
+    if not _starter.is_running():
+        _starter.start()
 
 
 def run_soon(task: Callable[[], None]) -> None:
@@ -50,11 +66,9 @@ def forget() -> Any:
 
     Returns what must not be collected as long as the child lives.
     """
-    global _lock, _thread, _tasks
+    global _starter, _tasks
     tasks = _tasks
-    _lock = threading.Lock()
-    _tasks = SimpleQueue()
-    _thread = None
+    _starter, _tasks = _Starter(), SimpleQueue()
     return tasks
 
 

@@ -323,7 +323,7 @@ def test_locks_that_other_threads_hold_do_not_stop_the_child(forking: str) -> No
     """F1: those of the pool and of this library alike."""
     wrapper: Any = connections[forking]
     other = wrapper.copy()
-    locks = [reaper._lock, wrapper._lease._lock, other._lease._lock]
+    locks = [reaper._starter._lock, wrapper._lease._lock, other._lease._lock]
     if forking.endswith("dj"):
         from dj_db_conn_pool.core import pool_container
 
