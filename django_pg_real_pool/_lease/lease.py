@@ -21,7 +21,7 @@ from django.db.backends.utils import debug_transaction
 from django.utils.asyncio import async_unsafe
 
 from .._drivers import Heard, Statement
-from .._process import collector, reaper, registry
+from .._process import collector, greenlets, reaper, registry
 from .._process.locks import locked, try_locked
 from .._process.origins import find_origin
 from .._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
@@ -62,9 +62,10 @@ class Lease:
         self._holder = 0
         #: What a pool notes as the borrower.
         self.me = ref(self)
-        #: The thread that the wrapper belongs to.  Not the one that used it first: a shared
-        #: wrapper may be used by another, which may end long before its owner.
-        self.owner = threading.current_thread()
+        #: The thread that the wrapper belongs to, or the greenlet that stands for it.  Not
+        #: the one that used it first: a shared wrapper may be used by another, which may end
+        #: long before its owner.
+        self.owner = greenlets.current()
         #: What the wrapper has been used for since close().
         self.use = Use.NONE
         #: Where the connection is.
@@ -215,6 +216,7 @@ class Lease:
         if not self.hooks.pool.releases(wrapper):
             self.use = Use.UNPOOLED
             return False
+        greenlets.refuse_if_late()
         reaper.start()
         runs_callbacks = wrapper.run_commit_hooks_on_set_autocommit_on
         setup.reset_transaction_state(wrapper)
