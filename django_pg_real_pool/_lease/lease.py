@@ -582,6 +582,7 @@ class Lease:
         if self.wrapper.connection is not None:
             if not was_told:
                 self.cut_if_stuck()
+                self._end_if_cut_short()
             in_transaction = self._is_in_transaction()
             self.is_end_missing = bool(in_transaction) and not was_told
             if in_transaction is None or (was_told and self.hooks.driver.guesses):
@@ -591,6 +592,17 @@ class Lease:
                 self._settle(is_over=True)
                 return
         self._settle()
+
+    def _end_if_cut_short(self) -> None:
+        """Close a connection whose COMMIT or ROLLBACK was left before the answer came.
+
+        Django switches autocommit on next, which would raise an error of its own, in the
+        place of the time limit, say, that has cut it short.
+        """
+        physical, driver = self.physical, self.hooks.driver
+        is_mine = physical is not None and not self.wrapper.allow_thread_sharing
+        if is_mine and driver.mark_used(physical) is None:
+            driver.end(physical)
 
     def forget_transaction(self) -> None:
         """Note the end of a transaction whose connection is gone."""

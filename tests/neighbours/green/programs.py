@@ -345,6 +345,37 @@ def the_exception_of_a_kill_is_the_greenlets_own() -> None:
     assert_all_come_back()
 
 
+@program
+def a_commit_that_takes_too_long_is_told_by_its_timeout() -> None:
+    """R3: not by an error of what Django does next."""
+    with connection.cursor() as cursor:
+        cursor.execute(SLOW_COMMIT)
+
+    def commit() -> bool:
+        try:
+            with Timeout(0.3), transaction.atomic():
+                Item.objects.create(name="slow")
+        except Timeout:
+            return connections["default"].connection is None
+        return False
+
+    try:
+        assert all(wait(each) for each in [spawn(commit) for _ in range(SIZE)])
+        assert_all_come_back()
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TRIGGER slow_commit ON item")
+            cursor.execute("DROP FUNCTION slow_commit")
+
+
+SLOW_COMMIT = """
+CREATE FUNCTION slow_commit() RETURNS trigger LANGUAGE plpgsql
+    AS $$ BEGIN PERFORM pg_sleep(1); RAISE 'too slow'; END $$;
+CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION slow_commit();
+"""
+
+
 # ##### They fork #####
 
 
