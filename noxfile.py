@@ -185,6 +185,7 @@ WHEEL = [
     "django_pg_real_pool/_process/__init__.py",
     "django_pg_real_pool/_process/collector.py",
     "django_pg_real_pool/_process/fork.py",
+    "django_pg_real_pool/_process/greenlets.py",
     "django_pg_real_pool/_process/locks.py",
     "django_pg_real_pool/_process/origins.py",
     "django_pg_real_pool/_process/reaper.py",

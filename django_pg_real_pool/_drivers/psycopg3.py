@@ -5,12 +5,15 @@ It is used through the objects it gave us, so that importing this needs no drive
 
 from __future__ import annotations
 
+import _thread
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from operator import itemgetter
 from time import monotonic
+from types import BuiltinFunctionType, FrameType
 from typing import Any
 
 from .._process.weak import WeakBag
@@ -85,6 +88,28 @@ def cut_inherited() -> None:
             sockets.append(physical.pgconn.socket)
     cut(sockets)
     _physicals.clear()
+
+
+def waits_on(frame: FrameType | None) -> int | None:
+    """Return the socket on which psycopg waits, where a greenlet was left in its midst."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "psycopg.waiting":
+            return frame.f_locals.get("fileno")
+        frame = frame.f_back
+    return None
+
+
+def blocks_greenlets() -> bool:
+    """Return whether psycopg blocks all greenlets while it waits for the server.
+
+    It has C code for that, unless gevent has patched Python before it is imported.
+    """
+    waiting: Any = sys.modules.get("psycopg.waiting")
+    return (
+        not isinstance(_thread.get_ident, BuiltinFunctionType)  # Python is patched
+        and waiting is not None
+        and waiting.wait is getattr(waiting, "wait_c", None)
+    )
 
 
 class Psycopg(Driver):

@@ -23,7 +23,7 @@ from django.utils.asyncio import async_unsafe
 
 from .. import observers
 from .._drivers import Heard, Statement
-from .._process import collector, reaper, registry
+from .._process import collector, greenlets, reaper, registry
 from .._process.locks import locked, try_locked
 from .._process.origins import find_origin
 from .._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
@@ -64,9 +64,10 @@ class Lease:
         self._holder = 0
         #: What a pool notes as the borrower.
         self.me = ref(self)
-        #: The thread that the wrapper belongs to.  Not the one that used it first: a shared
-        #: wrapper may be used by another, which may end long before its owner.
-        self.owner = threading.current_thread()
+        #: The thread that the wrapper belongs to, or the greenlet that stands for it.  Not
+        #: the one that used it first: a shared wrapper may be used by another, which may end
+        #: long before its owner.
+        self.owner = greenlets.current()
         #: What the wrapper has been used for since close().
         self.use = Use.NONE
         #: Where the connection is.
@@ -242,6 +243,7 @@ class Lease:
         if not self.hooks.pool.releases(wrapper):
             self.use = Use.UNPOOLED
             return False
+        greenlets.refuse_if_late()
         reaper.start()
         runs_callbacks = wrapper.run_commit_hooks_on_set_autocommit_on
         setup.reset_transaction_state(wrapper)
@@ -616,6 +618,7 @@ class Lease:
         if self.wrapper.connection is not None:
             if not was_told:
                 self.cut_if_stuck()
+                self._end_if_cut_short()
             in_transaction = self._is_in_transaction()
             self.is_end_missing = bool(in_transaction) and not was_told
             if in_transaction is None or (was_told and self.hooks.driver.guesses):
@@ -625,6 +628,17 @@ class Lease:
                 self._settle(is_over=True)
                 return
         self._settle()
+
+    def _end_if_cut_short(self) -> None:
+        """Close a connection whose COMMIT or ROLLBACK was left before the answer came.
+
+        Django switches autocommit on next, which would raise an error of its own, in the
+        place of the time limit, say, that has cut it short.
+        """
+        physical, driver = self.physical, self.hooks.driver
+        is_mine = physical is not None and not self.wrapper.allow_thread_sharing
+        if is_mine and driver.mark_used(physical) is None:
+            driver.end(physical)
 
     def forget_transaction(self) -> None:
         """Note the end of a transaction whose connection is gone."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from .._pools import Census
 from .._process import registry
+from .._process.greenlets import Green
 from .._process.origins import describe_frame, frames
 
 
@@ -80,10 +81,13 @@ def status_of(wrapper: Any) -> PoolStatus:
         if not each.is_held:
             continue
         ident = each.wrapper._thread_ident
+        name = names.get(ident, f"ident {ident}, which has ended")
         frame = found.get(ident)
+        if isinstance(each.owner, Green):
+            name, frame = each.owner.name, each.owner.frame()
         leases.append(
             LeaseStatus(
-                thread=names.get(ident, f"ident {ident}, which has ended"),
+                thread=name,
                 holds=tuple(each.describe_holds()),
                 seconds=now - each.holds.since,
                 where=describe_frame(frame) if frame is not None else None,

@@ -109,6 +109,8 @@ class DjangosPool(Pool):
         for alias, made in all_made.items():
             if made.pools.get(alias) is made.pool:
                 del made.pools[alias]
+            if made.is_real:
+                made.pool.abandon()
         return all_made, super().abandon()
 
     # ##### Opening and closing a pool #####

@@ -11,7 +11,8 @@
   down where it changes.
 - `_reset_connection`: after the user's `reset`, a connection is configured as when it was
   made.
-- `_connect`: notes why there is no connection, or that there was one.
+- `_connect`: notes why there is no connection, or that there was one; and who is making
+  one, which greenlets would go on with in a forked child.
 - `close`: tells observers.
 - `schedule_task`: a server that was away is tried again within a second.
 - The rest is the parent's, as are all of its attributes.
@@ -37,8 +38,10 @@ from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool import pool as parent
 
 from .. import observers
-from .._drivers.psycopg3 import know
-from .._process import registry
+from .._drivers.psycopg3 import know, waits_on
+from .._drivers.sockets import cut
+from .._process import greenlets, registry
+from .._process.greenlets import Green
 from .._process.locks import locked
 
 logger = logging.getLogger("django_pg_real_pool")
@@ -160,8 +163,12 @@ class RealPool(ConnectionPool[Any]):
     last_error: BaseException | None
     #: Whether an attempt to connect has ever succeeded.
     has_connected: bool
+    #: The threads or greenlets that are making a connection.
+    _connecting: set[Any]
     #: Attempts to connect that are scheduled.
     _retries: list[_Retry]
+    #: Whether this is a forked child's copy of its parent's.
+    _is_inherited = False
     #: psycopg_pool can drain a pool from 3.3 on.
     _drains: bool
 
@@ -190,6 +197,7 @@ class RealPool(ConnectionPool[Any]):
         pool._lock = RLock()  # older versions make it when the pool is opened
         pool._holder = 0
         pool._members, pool._asking, pool._retries = {}, {}, []
+        pool._connecting = set()
         pool.last_error, pool.has_connected = None, False
         pool._drains = hasattr(pool, "_drained_at")
         registry.add_pool(pool)
@@ -452,10 +460,13 @@ class RealPool(ConnectionPool[Any]):
     # ##### Connecting #####
 
     def _connect(self, *args: Any, **kwargs: Any) -> Any:
-        began = monotonic()
+        began, me = monotonic(), greenlets.current()
+        self._connecting.add(me)
         try:
             conn = super()._connect(*args, **kwargs)
         except Exception as error:
+            if self._is_inherited:
+                greenlets.park()
             why = self.last_error = copy(error)  # without the frames that it went through
             if observers.listening:
                 seconds = monotonic() - began
@@ -463,6 +474,8 @@ class RealPool(ConnectionPool[Any]):
             if not self.has_connected:
                 self._fail_all(why)
             raise
+        finally:
+            self._connecting.discard(me)
         self.last_error, self.has_connected = None, True
         if observers.listening:
             observers.tell_later("connection_made", self.alias, monotonic() - began)
@@ -482,7 +495,7 @@ class RealPool(ConnectionPool[Any]):
             raise copy(why)
 
     @locked
-    def _fail_all(self, why: BaseException) -> None:
+    def _fail_all(self, why: Exception) -> None:
         while self._waiting:
             self._waiting.popleft().fail(copy(why))
 
@@ -495,6 +508,16 @@ class RealPool(ConnectionPool[Any]):
                 delay = min(delay, _RETRY_WITHIN)
             task = _Retry(task, self._retries, is_probe)
         super().schedule_task(task, delay)
+
+    def abandon(self) -> None:
+        """In a forked child: do nothing more, though a fork copies this pool's greenlets.
+
+        What they are connecting is the parent's, and is cut off.
+        """
+        self._closed = self._is_inherited = True
+        greens = [each for each in self._connecting if isinstance(each, Green)]
+        sockets = [waits_on(each.frame()) for each in greens]
+        cut([each for each in sockets if each is not None])
 
     # ##### Losing and replacing #####
 

@@ -13,6 +13,7 @@ _PASSED_OVER = frozenset(
     {
         *("django", "django_pg_real_pool", "asgiref", "contextlib", "threading", "queue"),
         *("psycopg", "psycopg_pool", "sqlalchemy", "dj_db_conn_pool", "concurrent"),
+        *("gevent", "eventlet", "selectors"),
     }
 )
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from . import registry
+from . import greenlets, registry
 from .locks import locked
 
 logger = logging.getLogger("django_pg_real_pool")
@@ -73,20 +73,23 @@ def forget() -> Any:
 
 
 def _run() -> None:
+    tasks = _tasks
     next_look = time.monotonic() + INTERVAL
-    while True:
-        _run_task(next_look - time.monotonic())
+    while tasks is _tasks:
+        _run_task(tasks, next_look - time.monotonic())
         if time.monotonic() >= next_look:
             reap()
             next_look = time.monotonic() + INTERVAL
+    greenlets.park()
 
 
-def _run_task(timeout: float) -> None:
+def _run_task(tasks: SimpleQueue[Callable[[], None]], timeout: float) -> None:
     try:
-        task = _tasks.get(timeout=max(0.0, timeout))
+        task = tasks.get(timeout=max(0.0, timeout))
     except Empty:
         return
-    _survive(task)
+    if tasks is _tasks:
+        _survive(task)
 
 
 def _survive(task: Callable[[], None]) -> None:
