@@ -52,8 +52,11 @@ class NativePool(Pool):
     is_bare = True
     stock_keeps_closed = False
 
-    def __init__(self) -> None:
+    def __init__(self, needs_params: bool = False) -> None:
         super().__init__()
+        #: Whether `get_new_connection()` looks at what `get_connection_params()` returns.
+        #: Django's own does not, and a base's `get_connection_params()` may ask for a token.
+        self._needs_params = needs_params
         #: The pool of each alias.
         self._made: dict[str, _Made] = {}
         self._lock = RLock()  # a signal handler may query while a pool is opened
@@ -100,7 +103,8 @@ class NativePool(Pool):
         wrapper = session.wrapper
         session.pool_stand_in = _Handing(wrapper.connection)
         try:
-            wrapper.get_new_connection(wrapper.get_connection_params())
+            params = wrapper.get_connection_params() if self._needs_params else {}
+            wrapper.get_new_connection(params)
         finally:
             session.pool_stand_in = None
 
@@ -242,6 +246,26 @@ class NativePool(Pool):
             for alias, made in list(self._made.items()):
                 if database_of(made.made_with) == database:
                     self._close(alias, made)
+
+
+class WrappedPool(NativePool):
+    """Django's pool behind a base that gets or returns connections in its own way.
+
+    The base does that.  The pool, what it counts and what it says are as with `NativePool`.
+    """
+
+    is_bare = Pool.is_bare
+    stock_keeps_closed = Pool.stock_keeps_closed
+    failures = Pool.failures
+    take = Pool.take
+    introduce = Pool.introduce
+    reconfigure = Pool.reconfigure
+    put = Pool.put
+    discard = Pool.discard
+
+    def most(self, settings_dict: Mapping[str, Any]) -> int | None:
+        is_used = settings_dict["OPTIONS"].get("pool")  # or the base has one of its own
+        return super().most(settings_dict) if is_used else None
 
 
 def was_closed(pool: Any) -> bool:
