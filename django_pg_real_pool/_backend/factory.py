@@ -51,7 +51,9 @@ def make_release_backend(
         DatabaseWrapper = make_release_backend(MyPooledWrapper)
     """
     _check_base(base_wrapper_cls)
-    once = frozenset(once_per_connection)
+    # A string is refused as it is, not letter by letter: see `_check_names()`.
+    is_string = isinstance(once_per_connection, str)
+    once: Any = once_per_connection if is_string else frozenset(once_per_connection)
     with _making:
         of_base = _made.setdefault(base_wrapper_cls, {})
         made = of_base.get(once)
@@ -61,7 +63,7 @@ def make_release_backend(
     return cast("type[W]", made)
 
 
-def _make(base: type[W], module: str, once: frozenset[str]) -> type[Any]:
+def _make(base: type[W], module: str, once: Any) -> type[Any]:
     return type(
         base.__name__,
         (ConnectionReleaseMixin, base, LowerLayer),

@@ -153,10 +153,8 @@ def _pool_for(cls: type) -> Pool:
         opens = ("get_new_connection", "get_connection_params")
         is_usual = all(_runs_once(cls, name) for name in opens)
         return QueuePool(not (is_usual and is_djangos(definer(cls, "_close"))))
-    if all(
-        _runs_once(cls, name)
-        for name in ("pool", "get_new_connection", "_close", "get_connection_params")
-    ):
-        return NativePool()
+    ways = ("pool", "get_new_connection", "_close", "get_connection_params")
+    if all(_runs_once(cls, name) for name in ways):
+        return NativePool(not is_djangos(definer(cls, "get_new_connection")))
     # Django's own `pool`, of its PostgreSQL wrapper.
     return DjangosPool() if is_djangos(definer(cls, "pool")) else Pool()

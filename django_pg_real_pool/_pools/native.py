@@ -48,6 +48,8 @@ class DjangosPool(Pool):
     They come from Django's pool in the end, if it has one.
     """
 
+    size_setting = '["OPTIONS"]["pool"]["max_size"]'
+
     def __init__(self) -> None:
         super().__init__()
         #: The pool of each alias.
@@ -80,6 +82,14 @@ class DjangosPool(Pool):
         wrapper = session.wrapper
         if wrapper.settings_dict["OPTIONS"].get("pool"):
             wrapper._configure_connection(wrapper.connection)
+
+    def most(self, settings_dict: Mapping[str, Any]) -> int | None:
+        options = settings_dict["OPTIONS"].get("pool")
+        if not options:
+            return None  # or the base has one of its own
+        options = options if isinstance(options, dict) else {}
+        most = options.get("max_size") or options.get("min_size", _MIN_SIZE)
+        return most if isinstance(most, int) else None
 
     def census(self, wrapper: Any) -> Census:
         known = self._made.get(wrapper.alias)
@@ -171,9 +181,14 @@ class NativePool(DjangosPool):
     `get_new_connection()` runs only to introduce a connection.
     """
 
-    size_setting = '["OPTIONS"]["pool"]["max_size"]'
     is_bare = True
     stock_keeps_closed = False
+
+    def __init__(self, needs_params: bool = False) -> None:
+        super().__init__()
+        #: Whether `get_new_connection()` looks at what `get_connection_params()` returns.
+        #: Django's own does not, and a base's `get_connection_params()` may ask for a token.
+        self._needs_params = needs_params
 
     def failures(self) -> tuple[type[Exception], ...]:
         # Its own errors are psycopg's; these are of one that was given back already.
@@ -199,7 +214,8 @@ class NativePool(DjangosPool):
         wrapper = session.wrapper
         session.pool_stand_in = _Handing(wrapper.connection)
         try:
-            wrapper.get_new_connection(wrapper.get_connection_params())
+            params = wrapper.get_connection_params() if self._needs_params else {}
+            wrapper.get_new_connection(params)
         finally:
             session.pool_stand_in = None
 
@@ -217,12 +233,6 @@ class NativePool(DjangosPool):
 
     def discard(self, session: Session) -> None:
         end(session.physical)
-
-    def most(self, settings_dict: Mapping[str, Any]) -> int | None:
-        options = settings_dict["OPTIONS"].get("pool")
-        options = options if isinstance(options, dict) else {}
-        most = options.get("max_size") or options.get("min_size", _MIN_SIZE)
-        return most if isinstance(most, int) else None
 
     def _open(self, wrapper: Any) -> _Made:
         alias, settings = wrapper.alias, wrapper.settings_dict

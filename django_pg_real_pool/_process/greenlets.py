@@ -80,7 +80,8 @@ REMEDY = (
 
 def _came_after_django() -> bool:
     """Return whether Python was patched after Django made the place of its wrappers."""
-    storage = getattr(connections._connections, "_storage", None)
+    place = getattr(connections, "_connections", None)
+    storage = getattr(place, "_storage", None)
     return storage is not None and not isinstance(storage, threading.local)
 
 

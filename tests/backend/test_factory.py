@@ -146,7 +146,7 @@ def test_an_override_may_be_said_to_be_about_a_connection(said: str) -> None:
     else:
         base = type("Base", (stock,), namespace)
         made = type("Made", (ConnectionReleaseMixin, base), dict(once))
-    assert isinstance(made._hooks.pool, NativePool)
+    assert type(made._hooks.pool) is NativePool
     assert not made._hooks.init_every_time
 
 
@@ -158,6 +158,12 @@ def test_what_can_not_be_said_is_refused() -> None:
     assert str(caught.value).endswith(
         "once_per_connection can't have 'close', 'cursor'; valid names are: "
         "get_connection_params, get_new_connection, init_connection_state."
+    )
+    with pytest.raises(ImproperlyConfigured) as caught:
+        make_release_backend(base, once_per_connection="get_new_connection")
+    assert str(caught.value).endswith(
+        "once_per_connection is 'get_new_connection'; pass a list of names: "
+        "['get_new_connection']."
     )
     make_release_backend(base, once_per_connection=["get_new_connection"])
 

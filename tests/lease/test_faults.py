@@ -509,6 +509,72 @@ def test_reason_why_no_connection_can_be_configured_is_told() -> None:
         assert time.monotonic() - started < 5
 
 
+def overriding(name: str) -> Any:
+    """Return an engine whose base has a method of its own in the way to Django's pool."""
+
+    def override(self: Any, *args: Any) -> Any:
+        return getattr(super(base, self), name)(*args)
+
+    base: Any = type("Base", (StockWrapper,), {name: override, "__module__": "users.base"})
+    return make_release_backend(base)
+
+
+WAYS = ["get_new_connection", "get_connection_params", "_close"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("cause", CANT_CONNECT)
+def test_reason_is_told_through_a_base_of_ones_own(
+    second_server: Server, cause: str, way: str
+) -> None:
+    """F5: at once, whatever the base overrides."""
+    given, reason = CANT_CONNECT[cause]
+    changes = settings_of(second_server, **given)
+    if cause == "refused port":
+        changes["PORT"] = free_port()
+    name = "bad_native"
+    with (
+        extra_alias(name, "native", timeout=30.0, connects=False, **changes),
+        installed(name, overriding(way)) as wrapper,
+    ):
+        started = time.monotonic()
+        with pytest.raises(OperationalError, match=reason):
+            wrapper.cursor()
+        assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_base_of_ones_own_has_the_pool_that_the_settings_say(
+    second_server: Server, way: str
+) -> None:
+    """F4, F5, P3: it is told who holds the pool, its census, and that its server has gone."""
+    name = "lost_native"
+    with (
+        extra_alias(name, "native", size=1, timeout=0.5, **settings_of(second_server)),
+        installed(name, overriding(way)) as wrapper,
+    ):
+        first = backend_pid(name)
+        assert pool_status(name).census.max_size == 1
+        with wrapper.cursor():
+            error = in_a_thread(lambda: overriding_in_a_thread(wrapper))
+        assert "for database alias 'lost_native' in 0.5" in error
+        assert "size 1, at most 1, in use 1" in error
+        assert "Held by: thread 'MainThread'" in error
+        wrapper.close_pool()
+        assert backend_pid(name) != first
+        second_server.stop("fast")
+        try:
+            with pytest.raises(OperationalError, match="can't connect to the server: conn"):
+                wrapper.cursor()
+        finally:
+            second_server.start()
+
+
+def overriding_in_a_thread(wrapper: Any) -> None:
+    with installed(wrapper.alias, type(wrapper)) as another:
+        another.cursor()
+
+
 def test_who_has_gone_does_not_wait(alias: str, second_server: Server) -> None:
     """P3, F4: neither in the census nor in the error."""
     changes = settings_of(second_server)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "neighbours.md"
-HEAD = "| neighbour | versions | with | tests | not run | on |"
+HEAD = "| neighbour | versions | Python, Django | passed | not run, and why | on |"
 
 #: What each test came to: "passed", "failed", "skipped", or "meant to differ".
 _outcomes: Counter[str] = Counter()
@@ -47,10 +47,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def row_of(name: str) -> str:
     packages = os.environ.get("REAL_POOL_NEIGHBOUR_PACKAGES", "").split()
     versions = ", ".join(f"{package} {version_of(package)}" for package in packages)
-    surroundings = f"Python {platform.python_version()}, Django {version_of('django')}"
-    result = ", ".join(
-        f"{_outcomes[each]} {each}" for each in ("passed", "failed") if _outcomes[each]
-    )
+    surroundings = f"{platform.python_version()}, {version_of('django')}"
+    result = str(_outcomes["passed"])
+    if _outcomes["failed"]:
+        result += f", **{_outcomes['failed']} failed**"
     not_run = [
         f"{_outcomes[each]} {each}: {'; '.join(sorted(reasons))}".replace(" skipped:", ":")
         for each, reasons in _reasons.items()
@@ -60,7 +60,7 @@ def row_of(name: str) -> str:
         name,
         versions,
         surroundings,
-        result or "none",
+        result,
         ". ".join(not_run),
         str(date.today()),
     ]

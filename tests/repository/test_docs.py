@@ -13,12 +13,14 @@ import types
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain
+from operator import mul
 from pathlib import Path
 from threading import Thread
 from typing import Any
 from weakref import ref
 
 import pytest
+from demo.themes import THEMES, Theme
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
@@ -296,6 +298,27 @@ def test_the_picture_is_drawn_from_those_steps() -> None:
 MADE = "explanation/how-the-class-is-made.md"
 #: What is installed, which need not be the checkout.
 PACKAGE = Path(django_pg_real_pool.__file__).parent
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colours, as WCAG defines it: 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [
+            p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts
+        ]
+        return sum(map(mul, (0.2126, 0.7152, 0.0722), linear))
+
+    darker, lighter = sorted(map(luminance, (one, other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
+def test_what_is_written_in_a_picture_can_be_read(theme: Theme) -> None:
+    """Also on a bar, whose number has the colour of the background."""
+    for colour in (theme.ink, theme.soft, theme.stock, theme.ours):
+        assert contrast(colour, theme.background) >= 4.5
 
 
 def test_the_picture_of_the_rooms_is_drawn_from_the_imports() -> None:

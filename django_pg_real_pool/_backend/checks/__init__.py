@@ -30,8 +30,10 @@ class ReleaseValidation:
             *self._check_greenlets(),
         ]
         pool = self.connection._hooks.pool
-        if isinstance(pool, NativePool):
+        if type(pool) is NativePool:
             messages += self._check_native_pool()
+        elif isinstance(pool, NativePool):
+            messages += self._errors(native_problems)
         elif isinstance(pool, QueuePool):
             messages += self._errors(queue_problems)
         is_pooled = self.connection.settings_dict["OPTIONS"].get("pool", True)
