@@ -182,6 +182,12 @@ WHEEL = [
     "django_pg_real_pool/_session/words.py",
     "django_pg_real_pool/_settings.py",
     "django_pg_real_pool/base.py",
+    "django_pg_real_pool/contrib/__init__.py",
+    "django_pg_real_pool/contrib/metrics.py",
+    "django_pg_real_pool/contrib/opentelemetry.py",
+    "django_pg_real_pool/contrib/prometheus/__init__.py",
+    "django_pg_real_pool/contrib/prometheus/apps.py",
+    "django_pg_real_pool/contrib/prometheus/exporter.py",
     "django_pg_real_pool/dj_db_conn_pool/__init__.py",
     "django_pg_real_pool/dj_db_conn_pool/base.py",
     "django_pg_real_pool/observers.py",
@@ -190,6 +196,7 @@ WHEEL = [
     "django_pg_real_pool/py.typed",
     "django_pg_real_pool/testing.py",
     "METADATA",
+    "entry_points.txt",
     "RECORD",
     "WHEEL",
     "licenses/LICENSE",
@@ -452,9 +459,10 @@ def groups(*names: str) -> list[str]:
 
 
 def install(session: nox.Session, group: str, pins: list[str] | None = None) -> None:
-    """Install this project's wheel, with its extra, and what `group` needs."""
+    """Install this project's wheel, with its extras, and what `group` needs."""
     session.log("pip installs what is needed: half a minute or so, without a word.")
-    session.install(".[dj-db-conn-pool]", *groups(group), *(pins or []))
+    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
+    session.install(f".[{extras}]", *groups(group), *(pins or []))
     session.env["REAL_POOL_EXPECT_WHEEL"] = "1"
 
 
