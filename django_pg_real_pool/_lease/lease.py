@@ -119,7 +119,7 @@ class Lease:
         self.in_base = 0
         #: What observers are told of this lease; None: it is not observed.
         self.record: observers.Lease | None = None
-        #: What is put aside while an observer is told; `telling` writes it.
+        #: What is put aside while an observer is told; None: nobody was told yet.
         self.visit: telling.Visit | None = None
         #: The pins that are not the user's.
         self.own_pins: set[Hashable] = set()
@@ -231,7 +231,7 @@ class Lease:
             return True
         if self.use is Use.UNPOOLED and wrapper.connection is not None:
             return False
-        if self.visit is not None:
+        if self.visit is not None and self.visit.is_open:
             telling.admit(self)
         if wrapper.in_atomic_block and wrapper.closed_in_transaction and not explicitly:
             wrapper.ensure_connection()  # raises
