@@ -6,6 +6,7 @@
   critical section each.  Everything else goes on in the parent's method.
 - `_getconn_unchecked`: a thread that waits keeps its place in the line, first come, first
   served.  The place costs a third of the parent's, and is left at the end.
+- `check`: the connections that it takes are noted, so that an interruption loses none.
 - `_check_connection`: a borrower that checks its connection itself needs no round trip.
 - `_add_to_pool`, `_return_connection`, `_putconn`: who has which connection is written
   down where it changes.
@@ -289,6 +290,40 @@ class RealPool(ConnectionPool[Any]):
     def _is_checked_by(self, owner: Any) -> bool:
         """Return whether `owner` does by itself what the pool's check does."""
         return owner is not OTHERS and self._check is type(self).check_connection
+
+    def check(self) -> None:
+        """Test each idle connection, and replace what is broken or too old."""
+        me = _Out("being checked")
+        try:
+            for conn in self._take_all_idle(me):
+                if self._is_sound(conn):
+                    self._add_to_pool(conn)
+                else:
+                    self._replace(conn)
+        except BaseException:
+            for conn, _ in self._list_members():
+                self._replace_if(conn, me)
+            raise
+
+    def _is_sound(self, conn: Any) -> bool:
+        if self._is_expired(conn):
+            _of_parent.info("discarding expired connection %s", conn)
+            return False
+        try:
+            self.check_connection(conn)
+        except Exception:  # noqa: BLE001 - as the parent; what raises is perhaps the user's
+            self._stats["connections_lost"] += 1
+            _of_parent.warning("discarding broken connection: %s", conn)
+            return False
+        return True
+
+    @locked
+    def _take_all_idle(self, owner: Any) -> list[Any]:
+        idle = list(self._pool)
+        self._members.update(dict.fromkeys(idle, owner))
+        self._pool.clear()
+        self._maybe_grow_pool()
+        return idle[::-1]
 
     def _check_connection(self, conn: Any) -> None:
         if not self._is_checked_by(self._members.get(conn, OTHERS)):

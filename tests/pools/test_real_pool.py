@@ -1220,6 +1220,39 @@ def test_an_interruption_at_any_moment_loses_nothing_for_long(
     assert count > 100 / every
 
 
+def test_an_interruption_of_a_check_of_all_loses_nothing(two: Any) -> None:
+    """R3, R10: whoever calls the pool's own method; not even those that it had not seen yet."""
+    count = 0
+    for where in interruptions(two.check, real_pool, locks, psycopg_pool.pool, every=3):
+        count += 1
+        assert_gets_whole(two, f"after an interruption of {where}")
+        assert len(two._pool) == 2, where
+    assert count > 30
+    two.check()
+    assert_whole(two)
+    assert len(two._pool) == 2
+
+
+def test_who_checks_all_has_them_meanwhile(
+    two: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R7, R10: they are not lost, however long it takes; and one that is too old goes."""
+    old, _ = two._pool
+    expire(old, two)
+    seen = []
+
+    def check(connection: Any) -> None:
+        two.reap()
+        seen.append(two.count_lent())
+
+    monkeypatch.setattr(two, "check_connection", check)
+    two.check()
+    assert_whole(two)
+    assert len(seen) == 1
+    assert made(two) == 3
+    assert old.closed
+
+
 def has_ended_its_wait(waiting: Waiting) -> bool:
     waiting.pool.reap()
     return not waiting.waits
