@@ -117,6 +117,8 @@ OF_PSYCOPG = {
     "_prepared": "the statements that it believes the session has prepared",
     "_read_only": "what `read_only` returns",
 }
+#: Attributes of `psycopg.Cursor`.
+OF_CURSORS = {"_query": "what it has sent last, as `query`, in bytes; after close(), too"}
 #: Attributes of `psycopg.adapt.AdaptersMap`.
 OF_ADAPTERS = {
     "_dumpers": "by format, and by class or its name",
@@ -146,7 +148,7 @@ OF_DJANGO = {
 LISTS = {
     "pool": METHODS_OF_POOL | ATTRIBUTES_OF_POOL | OF_POOL_MODULE,
     "pooled": OF_POOLED_CONNECTION,
-    "psycopg": OF_PSYCOPG | OF_ADAPTERS,
+    "psycopg": OF_PSYCOPG | OF_ADAPTERS | OF_CURSORS,
     "sqlalchemy": OF_SQLALCHEMY,
     "dj_db_conn_pool": OF_DJ_DB_CONN_POOL,
     "python": OF_PYTHON,
@@ -996,6 +998,22 @@ def test_what_was_notified_and_not_asked_for_is_kept(physical: Any) -> None:
     assert driver.reset(physical)
     assert not physical._notifies_backlog
     assert list(physical.notifies(timeout=0.05)) == []
+
+
+@means("psycopg", "_query")
+def test_a_cursor_keeps_what_it_has_sent_last(physical: Any) -> None:
+    driver, cursor = Psycopg(), physical.cursor()
+    assert not driver.may_have_begun(cursor)
+    for sent, may_have_begun in (
+        ("SELECT 'a beginning'", False),
+        ("start  transaction", True),
+        ("COMMIT", False),
+        ("SELECT 1; Begin", True),
+    ):
+        cursor.execute(sent)
+        assert driver.may_have_begun(cursor) is may_have_begun
+    cursor.close()
+    assert driver.may_have_begun(cursor)
 
 
 def test_a_connection_makes_all_cursors_by_one_method(physical: Any) -> None:
