@@ -263,7 +263,10 @@ def test_a_wrapper_and_its_copy_have_one_pool(callback: str) -> None:
 
 def test_cursor_classes_that_are_made_for_one_cursor_do_not_pile_up(alias: str) -> None:
     """D5: a base may make a class for each; a few hundred may be remembered, not all."""
-    made: WeakSet[type] = WeakSet()
+    made: WeakSet[type] = WeakSet([type("Plain", (), {})])
+    gc.collect()
+    if made:
+        pytest.skip("this Python keeps each class for ever, as 3.13t does")
 
     def make_cursor(self: Any, cursor: Any) -> Any:
         class Traced(CursorWrapper):

@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import inspect
 import sys
+import sysconfig
 import textwrap
 import threading
 import time
@@ -136,6 +137,7 @@ OF_SQLALCHEMY = {
 OF_DJ_DB_CONN_POOL = {"_get_new_connection": "connect without the pool"}
 OF_PYTHON = {
     "_current_frames": "the innermost frame of each thread",
+    "_is_gil_enabled": "whether one thread at a time runs; absent before 3.13",
     "_getframe": "the frame of the caller",
 }
 OF_DJANGO = {
@@ -436,6 +438,15 @@ def test_a_frame_can_be_asked_for_and_each_threads_is_known() -> None:
     here = sys._getframe()
     assert here.f_code.co_name == "test_a_frame_can_be_asked_for_and_each_threads_is_known"
     assert sys._current_frames()[threading.get_ident()] is here
+
+
+@means("python", "_is_gil_enabled")
+def test_python_tells_whether_it_has_a_gil() -> None:
+    if sys.version_info < (3, 13):
+        assert not hasattr(sys, "_is_gil_enabled")
+    else:
+        is_without = sysconfig.get_config_var("Py_GIL_DISABLED")
+        assert sys._is_gil_enabled() or is_without
 
 
 # ##### psycopg_pool #####
