@@ -458,7 +458,7 @@ def groups(*names: str) -> list[str]:
 
 def install(session: nox.Session, group: str, pins: list[str] | None = None) -> None:
     """Install this project's wheel, with its extra, and what `group` needs."""
-    session.log("pip installs what is needed: half a minute or so, without a word.")
+    session.log("pip installs what is needed: up to a minute, without a word.")
     session.install(".[dj-db-conn-pool]", *groups(group), *(pins or []))
     session.env["REAL_POOL_EXPECT_WHEEL"] = "1"
 
