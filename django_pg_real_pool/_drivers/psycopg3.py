@@ -5,15 +5,18 @@ It is used through the objects it gave us, so that importing this needs no drive
 
 from __future__ import annotations
 
+import _thread
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from operator import itemgetter
 from time import monotonic
+from types import BuiltinFunctionType, FrameType
 from typing import Any
-from weakref import ref
 
+from .._process.weak import WeakBag
 from . import TOUCHED, Driver, Heard, Statement, statement
 from .question import ask
 from .sockets import cut, peeker, waiter
@@ -32,9 +35,8 @@ OK = 0
 #: Seconds that a server may take to answer the check of an idle connection.
 CHECK_TIMEOUT = 5.0
 
-#: Every physical connection of this process that is known.  No WeakSet: what is thrown into
-#: that one's callback, which is Python code, is printed and gone.
-_physicals: set[ref[Any]] = set()
+#: Every physical connection of this process that is known.
+_physicals: WeakBag[Any] = WeakBag()
 
 
 class Known:
@@ -71,7 +73,7 @@ def know(physical: Any) -> Known:
     known = physical.__dict__.get(KNOWN)
     if known is None:
         known = physical.__dict__[KNOWN] = Known(physical)
-        _physicals.add(ref(physical, _physicals.discard))
+        _physicals.add(physical)
     return known  # type: ignore[no-any-return]
 
 
@@ -81,12 +83,33 @@ def cut_inherited() -> None:
     So a polite close, or a cursor that somebody still has, can't harm the parent.
     """
     sockets = []
-    for find in list(_physicals):
-        physical: Any = find()
-        with suppress(Exception):  # it is closed, or no more
+    for physical in _physicals:
+        with suppress(Exception):  # it is closed
             sockets.append(physical.pgconn.socket)
     cut(sockets)
     _physicals.clear()
+
+
+def waits_on(frame: FrameType | None) -> int | None:
+    """Return the socket on which psycopg waits, where a greenlet was left in its midst."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "psycopg.waiting":
+            return frame.f_locals.get("fileno")
+        frame = frame.f_back
+    return None
+
+
+def blocks_greenlets() -> bool:
+    """Return whether psycopg blocks all greenlets while it waits for the server.
+
+    It has C code for that, unless gevent has patched Python before it is imported.
+    """
+    waiting: Any = sys.modules.get("psycopg.waiting")
+    return (
+        not isinstance(_thread.get_ident, BuiltinFunctionType)  # Python is patched
+        and waiting is not None
+        and waiting.wait is getattr(waiting, "wait_c", None)
+    )
 
 
 class Psycopg(Driver):
@@ -124,13 +147,8 @@ class Psycopg(Driver):
         know(physical).sent_by_base = sent
 
     def forget_others(self, physical: Any) -> None:
-        for find in list(_physicals):
-            other = find()
-            if (
-                other is not None
-                and other is not physical
-                and _database(other) == _database(physical)
-            ):
+        for other in _physicals:
+            if other is not physical and _database(other) == _database(physical):
                 self.forget_set_up(other)
 
     def mark_used(self, physical: Any) -> bool | None:

@@ -44,7 +44,14 @@ def waiter(file: int) -> Callable[[float], Any]:
         poll = select.poll()
         poll.register(file, select.POLLIN | select.POLLPRI)
         return lambda seconds: poll.poll(seconds * 1000)
-    return lambda seconds: select.select([file], [], [], seconds)[0]
+    return partial(_wait_by_select, file)
+
+
+def _wait_by_select(file: int, seconds: float) -> Any:
+    try:
+        return select.select([file], [], [], seconds)[0]
+    except (OSError, ValueError):  # closed; poll() answers, and whoever reads next finds it
+        return True
 
 
 def cut(files: list[int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -10,7 +9,8 @@ from typing import Any
 
 from .._pools import Census
 from .._process import registry
-from .._process.origins import describe_frame
+from .._process.greenlets import Green
+from .._process.origins import describe_frame, frames
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class LeaseStatus:
     holds: tuple[str, ...]
     #: Seconds since the checkout.
     seconds: float
-    #: Where that thread is now, outside Django and this library; None if it is gone.
+    #: Where that thread is now, outside Django and this library; None if it is gone, or is
+    #: another than the caller's and there is no GIL.
     where: str | None = None
 
     def __str__(self) -> str:
@@ -73,17 +74,20 @@ class PoolStatus:
 def status_of(wrapper: Any) -> PoolStatus:
     """Return the status of the pool behind a wrapper, the oldest lease first."""
     names = {each.ident: each.name for each in threading.enumerate()}
-    frames = sys._current_frames()
+    found = frames()
     now = time.monotonic()
     leases = []
     for each in registry.leases(wrapper.alias):
         if not each.is_held:
             continue
         ident = each.wrapper._thread_ident
-        frame = frames.get(ident)
+        name = names.get(ident, f"ident {ident}, which has ended")
+        frame = found.get(ident)
+        if isinstance(each.owner, Green):
+            name, frame = each.owner.name, each.owner.frame()
         leases.append(
             LeaseStatus(
-                thread=names.get(ident, f"ident {ident}, which has ended"),
+                thread=name,
                 holds=tuple(each.describe_holds()),
                 seconds=now - each.holds.since,
                 where=describe_frame(frame) if frame is not None else None,

@@ -10,7 +10,6 @@ connection is held.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import RLock
@@ -115,6 +114,15 @@ class Tally:
         return self.peak_in_use, self.peak_waiting, self.longest_wait
 
 
+class _Tallies(dict[str, Tally]):
+    """The tally of each alias, which whoever needs it first makes."""
+
+    def __missing__(self, alias: str) -> Tally:
+        # A defaultdict could make one each for two threads, and lose what is noted in the
+        # first; setdefault() is one step.
+        return self.setdefault(alias, Tally())
+
+
 class Session(Protocol):
     """What an adapter sees of a lease: a wrapper from its first use to `close()`."""
 
@@ -155,7 +163,7 @@ class Pool:
 
     def __init__(self) -> None:
         #: What is known of each alias's pool, where it does not know itself.
-        self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
+        self._tallies = _Tallies()
 
     def failures(self) -> tuple[type[Exception], ...]:
         """Return the classes of what the pool may raise when a connection comes back."""

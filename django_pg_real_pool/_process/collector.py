@@ -11,7 +11,9 @@ whose name is the phase, and to get that sets another.
 
 from __future__ import annotations
 
+import atexit
 import gc
+from contextlib import suppress
 from functools import partial
 from operator import methodcaller
 from threading import local
@@ -31,4 +33,13 @@ class _Collector(local):
 here = _Collector()
 
 # It is called with the phase and a dict, which is the default that getattr() never needs.
-getattr(gc, "callbacks", []).append(partial(getattr, here))  # of CPython
+_callback = partial(getattr, here)
+if hasattr(gc, "callbacks"):  # CPython
+    gc.callbacks.append(_callback)
+
+
+@atexit.register
+def _forget() -> None:
+    """Ask nothing of `here` at the end of the interpreter: gevent's local would refuse."""
+    with suppress(AttributeError, ValueError):  # others may have removed it
+        gc.callbacks.remove(_callback)

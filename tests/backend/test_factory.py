@@ -24,7 +24,7 @@ from settings import DATABASES, STOCK_OF
 
 import django_pg_real_pool
 from django_pg_real_pool import ConnectionReleaseMixin, make_release_backend
-from django_pg_real_pool._pools.native import NativePool, WrappedPool
+from django_pg_real_pool._pools.native import DjangosPool, NativePool
 
 WANTED = "make_release_backend() wants a Django DatabaseWrapper class"
 
@@ -135,7 +135,7 @@ def test_an_override_may_be_said_to_be_about_a_connection(said: str) -> None:
     once: dict[str, Any] = {"once_per_connection": hooks}
 
     plain: Any = make_release_backend(type("Plain", (stock,), dict(namespace)))
-    assert type(plain._hooks.pool) is WrappedPool
+    assert type(plain._hooks.pool) is DjangosPool
     assert plain._hooks.init_every_time
 
     made: Any

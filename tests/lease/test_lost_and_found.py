@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from threading import Event
@@ -123,6 +124,53 @@ def test_a_transaction_begun_as_sql_is_lost_whoever_sees_it_break(
     assert committed(observer) == []
     wrapper.close()
     assert_usable(alias, observer)
+
+
+# ##### A connection that an interruption has lost #####
+
+
+@pytest.fixture
+def lone() -> Iterator[str]:
+    """A native pool with room for one connection, whose wait is no longer than a test's."""
+    with extra_alias("lone_native", "native", size=1) as name:
+        yield name
+
+
+def test_who_lost_its_connection_and_asks_again_need_not_wait(
+    lone: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R3: it alone is in the way of the reaper, which waits for it."""
+    wrapper: Any = connections[lone]
+    pid = backend_pid(lone)
+    # What is left where something is thrown between the pool and the wrapper.
+    wrapper.pool.getconn(None, wrapper._lease.me)
+    assert backend_pid(lone) != pid
+    assert "a thread was interrupted while it got a connection" in caplog.text
+
+
+@pytest.mark.parametrize("when", ["taken", "given back"])
+def test_a_signal_handler_does_not_take_what_its_thread_has_in_its_hands(
+    lone: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R7: it finds that it can't have a connection, as on stock."""
+    wrapper: Any = connections[lone]
+    pid = backend_pid(lone)
+    pool = wrapper.pool
+    monkeypatch.setattr(pool, "timeout", 0.1)
+    name = "_take_idle" if when == "taken" else "putconn"
+    method = getattr(pool, name)
+
+    def interrupted(*args: Any) -> Any:
+        monkeypatch.setattr(pool, name, method)
+        made = method(*args) if when == "taken" else None
+        with pytest.raises(OperationalError, match="couldn't get a connection"):
+            backend_pid(lone)
+        return made if when == "taken" else method(*args)
+
+    monkeypatch.setattr(pool, name, interrupted)
+    assert backend_pid(lone) == pid
+    assert backend_pid(lone) == pid
+    assert pool.get_stats()["connections_num"] == 1
 
 
 # ##### A pool that serves copies #####

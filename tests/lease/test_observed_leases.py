@@ -68,7 +68,10 @@ def test_each_hold_is_told(alias: str, watcher: Watcher) -> None:
     backend_pid(alias)
     with connections[alias].cursor() as cursor:
         cursor.execute("SET application_name = 'watched'")
-    assert backend_pid(alias)
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(0.05)")
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() > began + 0.01, "the session outlasts it")
     connections[alias].close()
     assert watcher.names == [
         ["cursor", "transaction", "cursor"],

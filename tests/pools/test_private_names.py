@@ -377,6 +377,17 @@ def test_a_wrapper_knows_its_thread() -> None:
     wrapper.dec_thread_sharing()
 
 
+def test_a_wrapper_counts_who_shares_it() -> None:
+    wrapper: Any = connections["stock_native"].copy()
+    for count in (0, 1, 2):
+        assert wrapper._thread_sharing_count == count
+        assert wrapper.allow_thread_sharing is (count > 0)
+        wrapper.inc_thread_sharing()
+    for _ in range(3):
+        wrapper.dec_thread_sharing()
+    assert wrapper._thread_sharing_count == 0
+
+
 def test_djangos_pools_are_found_by_alias() -> None:
     backend_pid("stock_native")
     connections["stock_native"].close()

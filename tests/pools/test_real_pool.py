@@ -52,7 +52,10 @@ class Holder:
         self.is_busy = False
 
     def has_lost(self, connection: Any) -> bool:
-        return not self.is_busy and self.connection is not connection
+        return not self.is_busy and self.lacks(connection)
+
+    def lacks(self, connection: Any) -> bool:
+        return self.connection is not connection
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -482,6 +485,30 @@ def assert_whole_when_reaped(pool: Any) -> None:
 def test_a_pool_counts_as_its_parent(program: Callable[[Any], None]) -> None:
     """R10: each of its numbers; and its lists are of the same length."""
     assert state_after(program, RealPool) == state_after(program, ConnectionPool)
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+@pytest.mark.parametrize("timeout", [None, 0.0, -1.0, 5.0])
+def test_a_pool_logs_and_refuses_as_its_parent(
+    timeout: float | None, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R10: what is asked of one that has an idle connection."""
+
+    def said_by(kind: type) -> list[str]:
+        with opened(kind, name="a pool") as pool, caplog.at_level(level, "psycopg"):
+            caplog.clear()
+            said = []
+            try:
+                pool.putconn(pool.getconn(timeout))
+            except PoolTimeout as error:
+                said.append(str(error))
+            said += [f"{each.levelname} {each.getMessage()}" for each in caplog.records]
+            return said
+
+    ours, of_parent = said_by(RealPool), said_by(ConnectionPool)
+    assert ours == of_parent
+    is_refused = timeout is not None and timeout <= 0
+    assert len(ours) == is_refused + (level == logging.INFO) * (1 if is_refused else 3)
 
 
 # ##### What is old #####
@@ -984,6 +1011,35 @@ def test_what_a_borrower_has_lost_is_replaced_once(
     assert caplog.text.count("a thread was interrupted while it got a connection") == 1
 
 
+def test_who_has_lost_one_and_asks_again_need_not_wait(caplog: Any) -> None:
+    """R3, R10: nobody but it can know, for it is at work; the reaper leaves it alone."""
+    with opened() as pool:
+        holder = Holder(pool)
+        lost = holder.take()
+        holder.connection = None
+        assert holder.take() is not lost
+        assert caplog.text.count("a thread was interrupted while it got a connection") == 1
+        assert lost.closed
+        holder.give()
+        assert_whole(pool)
+        assert made(pool) == 2
+
+
+@pytest.mark.parametrize("by", ["the same", "others"])
+def test_what_is_not_lost_is_left_to_who_has_it_when_another_waits(
+    one: Any, by: str
+) -> None:
+    """R7: nor if it is lent to others, on whom nobody can rely."""
+    holder = Holder(one)
+    connection = holder.take() if by == "the same" else one.getconn()
+    with pytest.raises(PoolTimeout):
+        one.getconn(0.05, holder.me if by == "the same" else OTHERS)
+    assert not connection.closed
+    one.putconn(connection)
+    assert_whole(one)
+    assert made(one) == 1
+
+
 def test_what_a_borrower_had_that_is_no_more_is_replaced_once(two: Any) -> None:
     connection = Holder(two).take()
     for _ in range(3):
@@ -1162,6 +1218,39 @@ def test_an_interruption_at_any_moment_loses_nothing_for_long(
         assert len(two._pool) == 2, where
     assert is_free(two._lock)
     assert count > 100 / every
+
+
+def test_an_interruption_of_a_check_of_all_loses_nothing(two: Any) -> None:
+    """R3, R10: whoever calls the pool's own method; not even those that it had not seen yet."""
+    count = 0
+    for where in interruptions(two.check, real_pool, locks, psycopg_pool.pool, every=3):
+        count += 1
+        assert_gets_whole(two, f"after an interruption of {where}")
+        assert len(two._pool) == 2, where
+    assert count > 30
+    two.check()
+    assert_whole(two)
+    assert len(two._pool) == 2
+
+
+def test_who_checks_all_has_them_meanwhile(
+    two: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R7, R10: they are not lost, however long it takes; and one that is too old goes."""
+    old, _ = two._pool
+    expire(old, two)
+    seen = []
+
+    def check(connection: Any) -> None:
+        two.reap()
+        seen.append(two.count_lent())
+
+    monkeypatch.setattr(two, "check_connection", check)
+    two.check()
+    assert_whole(two)
+    assert len(seen) == 1
+    assert made(two) == 3
+    assert old.closed
 
 
 def has_ended_its_wait(waiting: Waiting) -> bool:

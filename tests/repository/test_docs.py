@@ -695,6 +695,10 @@ RAISED: list[tuple[str, Callable[[], Any]]] = [
     ("couldn't get a connection", lambda: _exhausted("brief_native")),
     ("couldn't get a connection", lambda: _exhausted("brief_dj")),
     ("pool_status() can't speak", _status_of_other_backend),
+    (
+        "connection failed:",
+        lambda: wrapper_with("never", HOST="127.0.0.1", PORT=str(free_port())).cursor(),
+    ),
     ("Pooling doesn't support", lambda: wrapper_with("aged", CONN_MAX_AGE=60).cursor()),
     ("'django_pg_realpool' isn't an available", _misspelt_engine),
     ("Error loading psycopg2 or psycopg", _no_driver),
