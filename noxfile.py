@@ -511,7 +511,7 @@ def groups(*names: str) -> list[str]:
 
 def install(session: nox.Session, group: str, pins: list[str] | None = None) -> None:
     """Install this project's wheel, with its extras, and what `group` needs."""
-    session.log("pip installs what is needed: half a minute or so, without a word.")
+    session.log("pip installs what is needed: up to a minute, without a word.")
     wanted = [*groups(group), *(pins or [])]
     if is_free_threaded(session):
         # What has no wheel for it: psycopg in C, the server that the tests bring along, and

@@ -38,7 +38,7 @@ def different_connections(using: str | None = None) -> Iterator[None]:
     made = type(connections[alias])
     if not issubclass(made, ConnectionReleaseMixin):
         raise ImproperlyConfigured(
-            f"different_connections() can't speak for the database alias {alias!r}: its "
+            f"different_connections() can't answer for the database alias {alias!r}: its "
             "ENGINE does not release early."
         )
     before = made._hooks

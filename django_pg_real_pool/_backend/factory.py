@@ -85,11 +85,11 @@ def _check_base(base: Any) -> None:
         raise TypeError(f"{wanted}, not {base!r}.")
     name = f"{base.__module__}.{base.__qualname__}"
     if issubclass(base, ConnectionReleaseMixin):
-        raise TypeError(f"{wanted} that releases late, but {name} was made by it already.")
+        raise TypeError(f"{wanted}, but {name} was made by make_release_backend() already.")
     if not issubclass(base, BaseDatabaseWrapper):
         raise TypeError(
             f"{wanted}, a subclass of django.db.backends.base.base.BaseDatabaseWrapper; "
-            f"{name} is none."
+            f"{name} is not one."
         )
     missing = [
         attribute

@@ -499,7 +499,7 @@ def _cut_off(cursor_class: Any, reason: str, portal: bool = False) -> Any:
     from psycopg import InterfaceError
 
     def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
-        raise InterfaceError(f"the cursor is of no use any more: {reason}; open a new one")
+        raise InterfaceError(f"the cursor can't be used any more: {reason}; open a new one")
 
     namespace: dict[str, Any] = dict.fromkeys(_SENDS, refuse)
     namespace["connection"] = property(refuse)

@@ -53,7 +53,7 @@ class PoolStatus:
                 f"{census.peak_waiting}; longest wait {census.longest_wait:.3f} s"
             )
         if not self.leases:
-            lines.append("  held by nobody that this library knows of")
+            lines.append("  no wrapper holds a connection")
             return "\n".join(lines)
         rows = [("held for", "thread", "holds", "now at")]
         rows += [
@@ -112,5 +112,5 @@ def explain_exhaustion(lease: Any, waited: float) -> str:
 
 def _in_words(status: PoolStatus) -> str:
     """Return a sentence, for an error message."""
-    held = "; ".join(map(str, status.leases)) or "nobody that this library knows of"
+    held = "; ".join(map(str, status.leases)) or "no wrapper"
     return f"pool of database alias {status.alias!r}: {status.census}. Held by: {held}"

@@ -90,7 +90,7 @@ class QueuePool(Pool):
         return connection
 
     def put(self, session: Session) -> None:
-        line = self._lines.get(session.wrapper.alias)
+        line = self._lines.setdefault(session.wrapper.alias, deque())
         try:
             if self._is_overridden:
                 super().put(session)

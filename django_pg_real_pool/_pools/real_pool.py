@@ -182,7 +182,8 @@ class RealPool(ConnectionPool[Any]):
         """
         if type(pool) is not ConnectionPool or not is_known(pool):
             logger.info(
-                "pool %r is not made of what this library knows, so it is used as it is",
+                "pool %r is of a class or version that this library does not know, so "
+                "it is used as it is",
                 getattr(pool, "name", pool),
             )
             return False

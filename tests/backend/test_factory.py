@@ -207,7 +207,7 @@ def test_a_class_that_is_no_wrapper_is_refused(given: Any, named: str) -> None:
         make_release_backend(given)
     assert str(caught.value) == (
         f"{WANTED}, a subclass of django.db.backends.base.base.BaseDatabaseWrapper; "
-        f"{named} is none."
+        f"{named} is not one."
     )
 
 
@@ -229,9 +229,9 @@ def test_a_made_class_is_refused(alias: str) -> None:
             make_release_backend(given)
         name = f"{given.__module__}.{given.__qualname__}"
         assert str(caught.value) == (
-            f"{WANTED} that releases late, but {name} was made by it already."
+            f"{WANTED}, but {name} was made by make_release_backend() already."
         )
-    with pytest.raises(TypeError, match="was made by it already"):
+    with pytest.raises(TypeError, match=r"was made by make_release_backend\(\) already"):
         make_release_backend(ConnectionReleaseMixin)
 
 

@@ -267,7 +267,7 @@ def test_a_cursor_of_an_ended_lease_begins_no_hold(one: str) -> None:
     """S1, R5: its statement is never sent."""
     cursor = connections[one].cursor()
     connections[one].close()
-    with pytest.raises(Exception, match="of no use any more"):
+    with pytest.raises(Exception, match="can't be used any more"):
         cursor.execute("SET app.tenant = '1'")
     assert held(one) == []
 
