@@ -95,7 +95,8 @@ class Lease:
         return longest.lower()  # type: ignore[return-value]
 
     def _end_of(self, span: Any) -> float:
-        return span.ended or self.ended  # type: ignore[no-any-return]
+        ended: float = span.ended or self.ended
+        return ended
 
 
 class Observer:
