@@ -1156,7 +1156,10 @@ def test_a_connection_that_was_found_broken_before_use_is_counted_as_lost(one: A
     connection.close()
     one.reject(connection)
     assert_whole(one)
+    another = holder.take()
     stats = one.get_stats()
+    assert stats["requests_num"] == 1, "who asks again makes the same request"
+    one.putconn(another)
     assert (stats["connections_lost"], stats.get("returns_bad", 0)) == (1, 0)
     assert made(one) == 2
 
