@@ -95,8 +95,6 @@ class DjangosPool(Pool):
         if not wrapper.settings_dict["OPTIONS"].get("pool"):
             return super().census(wrapper)  # the base has a pool of its own
         known = self._made.get(wrapper.alias)
-        if known is None and not wrapper.settings_dict["OPTIONS"].get("pool"):
-            return super().census(wrapper)  # the base has a pool of its own
         if known is None or known.pool.closed:  # whose numbers stay as they were
             return Census()
         stats = known.pool.get_stats()
