@@ -374,6 +374,13 @@ def chaos(session: nox.Session) -> None:
     run_program(session, "chaos", "--output", str(output), *session.posargs)
 
 
+@nox.session
+def greenlets(session: nox.Session) -> None:
+    """Kill greenlets for five minutes on stock, on another's pool for gevent, on ours."""
+    install(session, "test", pins=groups("with-gevent"))
+    run_program(session, "neighbours.green_processes", *session.posargs)
+
+
 @nox.session(name="django-suite")
 @nox.parametrize("django", list(MATRIX))
 def django_suite(session: nox.Session, django: str) -> None:

@@ -13,6 +13,7 @@ import os
 import threading
 from _thread import get_ident
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple
 
@@ -94,7 +95,8 @@ class Lease:
         return longest.lower()  # type: ignore[return-value]
 
     def _end_of(self, span: Any) -> float:
-        return span.ended or self.ended  # type: ignore[no-any-return]
+        ended: float = span.ended or self.ended
+        return ended
 
 
 class Observer:
@@ -234,15 +236,36 @@ def tell_later(event: str, *args: Any) -> None:
 
 def _run() -> None:
     while True:
-        _later.get()()
+        call = _later.get()
+        with at_work:
+            call()
+
+
+#: Held by threads of ours while they are in code of others: what that locks, such as a
+#: metric, must not be locked in a forked child, where nobody would unlock it.
+at_work = threading.RLock()
+#: Seconds that a fork waits for them.
+_PATIENCE = 1.0
+
+
+def _before_fork() -> None:
+    at_work.acquire(timeout=_PATIENCE)
+
+
+def _after_fork() -> None:
+    with suppress(RuntimeError):  # it waited in vain
+        at_work.release()
 
 
 def _forget_parent() -> None:
     """In a forked child: the observers are here, the thread is not."""
-    global _lock, _later, _thread
+    global _lock, _later, _thread, at_work
     _lock, _later, _thread = threading.Lock(), SimpleQueue(), None
+    at_work = threading.RLock()
     telling.intersection_update({get_ident()})
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parent)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_forget_parent
+    )

@@ -160,6 +160,13 @@ class Driver:
         """Return whether a cursor has run a statement, and `transaction()` may know more."""
         return False
 
+    def may_have_begun(self, cursor: Any) -> bool:
+        """Return whether a transaction may have begun with the last statement of a cursor.
+
+        It is asked where that can't be seen, because the connection is broken by now.
+        """
+        return False
+
     def is_touched(self, physical: Any) -> bool:
         """Return whether the connection object itself was changed since it was set up."""
         return False

@@ -6,6 +6,7 @@ It is used through the objects it gave us, so that importing this needs no drive
 from __future__ import annotations
 
 import _thread
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,6 +32,9 @@ NOTED = "_django_pg_real_pool_noted"
 # libpq's PGTransactionStatusType and ConnStatusType: its ABI, so the numbers are fixed.
 IDLE, ACTIVE, INTRANS, INERROR = 0, 1, 2, 3
 OK = 0
+
+#: What a statement that begins a transaction has in it.
+_BEGIN = re.compile(rb"\b(?:begin|start\s+transaction)\b", re.IGNORECASE)
 
 #: Seconds that a server may take to answer the check of an idle connection.
 CHECK_TIMEOUT = 5.0
@@ -222,6 +226,11 @@ class Psycopg(Driver):
 
     def has_run(self, cursor: Any) -> bool:
         return getattr(cursor, "pgresult", None) is not None
+
+    def may_have_begun(self, cursor: Any) -> bool:
+        # psycopg keeps a cursor's last query after close(), too, but not its result.
+        sent = getattr(getattr(cursor, "_query", None), "query", b"")
+        return _BEGIN.search(sent) is not None
 
     def is_touched(self, physical: Any) -> bool:
         known = physical.__dict__.get(KNOWN)

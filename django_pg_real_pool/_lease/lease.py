@@ -427,7 +427,7 @@ class Lease:
             self._detach(raw)  # closed as it is, execute() would send CLOSE
             self._note_portal_left()
         self.holds.happened(CURSOR_CLOSED, who)
-        self._settle()
+        self._settle(raw=raw)
 
     def _note_portal_left(self) -> None:
         """A portal can't be closed in a failed transaction, and may outlive its rollback."""
@@ -575,13 +575,15 @@ class Lease:
         """Note a transaction that no cursor has noted yet."""
         self._look_at_transaction()
 
-    def _look_at_transaction(self) -> None:
+    def _look_at_transaction(self, raw: Any = None) -> None:
         in_transaction = self._is_in_transaction()
         if in_transaction:
             if TRANSACTION not in self.holds.now:
                 self._transaction_began()
         elif in_transaction is False and self.transaction is BEGUN:
             self._transaction_ended()
+        elif in_transaction is None and self.hooks.driver.may_have_begun(raw):
+            self._transaction_began()
         # None: the connection is broken, which does not end what began on it.
 
     def _is_in_transaction(self) -> bool | None:
@@ -661,10 +663,11 @@ class Lease:
     def settle(self) -> None:
         self._settle()
 
-    def _settle(self, is_over: bool = False) -> None:
+    def _settle(self, is_over: bool = False, raw: Any = None) -> None:
         """Bring the holds up to date with the connection; release if none is left.
 
-        `is_over`: the transaction has ended, though the driver may not see it.
+        `is_over`: the transaction has ended, though the driver may not see it.  `raw`: the
+        driver's cursor that was closed just now.
         """
         wrapper, physical = self.wrapper, self.physical
         if self.phase is not HELD or wrapper.connection is None or self.in_base:
@@ -677,7 +680,7 @@ class Lease:
             or physical is not wrapper.connection
             or self.hooks.driver.transaction(physical, wrapper.autocommit) is not False
         ) and not is_over:
-            self._look_at_transaction()
+            self._look_at_transaction(raw)
         if not holds:
             giving_back.end(self)
         if lost:

@@ -101,7 +101,8 @@ class QueuePool(Pool):
             connection = session.let_go()
             connection.close()
         finally:
-            _call_first(line)
+            if line:
+                _call_first(line)
 
     def _wait_in(self, line: deque[Any], place: Any, pool: Any) -> None:
         """Wait for one's turn, and for a connection: the pool itself would wait as long again."""

@@ -16,7 +16,7 @@ import pytest
 from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
 from faults import PLAIN, POOLED, census, extra_alias
-from helpers import backend_pid, installed, wait_until
+from helpers import backend_pid, has_gil, installed, wait_until
 from second_server import HOST, PASSWORD, USER, Server, free_port
 from tcp_proxy import Proxy
 
@@ -411,8 +411,10 @@ def test_exhausted_pool_says_who_holds_what_and_where(alias: str) -> None:
         assert "in use 1" in text
         assert "idle 0" in text
         assert "thread 'night shift' for 0." in text
-        assert "(open cursor), now at " in text
-        assert "in hold" in text  # the function of this file that the thread is in
+        assert "(open cursor)" in text
+        if has_gil():  # else no other thread can be looked into
+            assert "(open cursor), now at " in text
+            assert "in hold" in text  # the function of this file that the thread is in
         select_one(name)
 
 
@@ -442,7 +444,10 @@ def test_pool_status_tells_of_each_lease(alias: str) -> None:
 
         assert [lease.thread for lease in status.leases] == ["first", "second"]
         assert {lease.holds for lease in status.leases} == {("open cursor",)}
-        assert all("in hold" in str(lease.where) for lease in status.leases)
+        if has_gil():
+            assert all("in hold" in str(lease.where) for lease in status.leases)
+        else:
+            assert {lease.where for lease in status.leases} == {None}
         assert pool_status(name).leases == ()
 
 

@@ -10,6 +10,7 @@ from threading import Event
 from typing import Any
 from weakref import WeakSet
 
+import psycopg
 import pytest
 from django.db import OperationalError, connections, transaction
 from django.db.backends.utils import CursorWrapper
@@ -126,6 +127,42 @@ def test_a_transaction_begun_as_sql_is_lost_whoever_sees_it_break(
     assert_usable(alias, observer)
 
 
+BEGINNINGS = ["BEGIN", "/* mine */ start transaction", "SELECT 1; BEGIN"]
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS)
+def test_a_transaction_begun_as_sql_is_lost_if_only_the_driver_sees_it_break(
+    alias: str, wrapper: Any, observer: Any, begin: str
+) -> None:
+    """F7: by a cursor of its own, so that none of ours ever asks again."""
+    with wrapper.cursor() as cursor:
+        cursor.execute(begin)
+        physical = wrapper._lease.physical
+        terminate(observer, physical.info.backend_pid)
+        with pytest.raises(psycopg.OperationalError):
+            physical.execute("SELECT 1")
+    for _ in range(2):
+        with pytest.raises(OperationalError):
+            add(alias, "of the lost transaction")
+    assert committed(observer) == []
+    wrapper.close()
+    assert_usable(alias, observer)
+
+
+def test_no_transaction_is_lost_where_none_was_begun(
+    alias: str, wrapper: Any, observer: Any
+) -> None:
+    """F2, R1: the connection goes with its cursor, and the next statement has another."""
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        physical = wrapper._lease.physical
+        terminate(observer, physical.info.backend_pid)
+        with pytest.raises(psycopg.OperationalError):
+            physical.execute("SELECT 1")
+    assert wrapper.connection is None
+    assert_usable(alias, observer)
+
+
 # ##### A connection that an interruption has lost #####
 
 
@@ -226,7 +263,10 @@ def test_a_wrapper_and_its_copy_have_one_pool(callback: str) -> None:
 
 def test_cursor_classes_that_are_made_for_one_cursor_do_not_pile_up(alias: str) -> None:
     """D5: a base may make a class for each; a few hundred may be remembered, not all."""
-    made: WeakSet[type] = WeakSet()
+    made: WeakSet[type] = WeakSet([type("Plain", (), {})])
+    gc.collect()
+    if made:
+        pytest.skip("this Python keeps each class for ever, as 3.13t does")
 
     def make_cursor(self: Any, cursor: Any) -> Any:
         class Traced(CursorWrapper):

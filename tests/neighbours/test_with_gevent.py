@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from neighbours.broker import Worker, working
-from neighbours.green_processes import programs, run_program
+from neighbours.green_processes import complaints, programs, run_program, storm
 from neighbours.load import ask, serving
 from neighbours.processes import Running, all_of, disjoint
 from neighbours.test_with_gunicorn import backends_by_worker, leases_of_all_workers
@@ -30,6 +30,12 @@ CONFIGURATION = str(Path(__file__).with_name("green") / "gunicorn_conf.py")
 @pytest.mark.parametrize("name", programs())
 def test_program(name: str) -> None:
     run_program(name, GREEN="gevent")
+
+
+def test_kills_at_any_moment_lose_nothing() -> None:
+    """R3, R7, F3: `nox -s greenlets` does it for longer, and beside others."""
+    size = 8
+    assert complaints(storm("ours", 15, greenlets=300, size=size), size) == []
 
 
 # ##### gunicorn #####

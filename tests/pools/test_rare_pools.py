@@ -93,8 +93,9 @@ def test_two_classes_with_one_alias_have_one_pool_which_knows_its_borrowers() ->
             assert backend_pid(name) == pid
             with wrapper.cursor():
                 assert list(pool._members.values()) == [wrapper._lease.me]
-            assert wrapper._hooks.pool._out == {}
-            assert pool_status(name).census == Census(1, 1, 1, 0, 0)
+            assert wrapper._hooks.pool.lent() == {}
+            census = pool_status(name).census
+            assert (census.size, census.idle, census.in_use) == (1, 1, 0)
 
 
 def test_a_base_that_gets_its_connections_itself_gets_none_that_is_too_old() -> None:

@@ -235,7 +235,7 @@ def test_the_copy_of_a_reaper_rests_and_leaves_its_tasks(
             reaper.forget()
             return lambda: done.append("of the parent")
 
-    for name in ("_tasks", "_lock", "_thread"):  # which forget() replaces
+    for name in ("_tasks", "_starter"):  # which forget() replaces
         monkeypatch.setattr(reaper, name, getattr(reaper, name))
     monkeypatch.setattr(reaper, "_tasks", Tasks())
     with pytest.raises(Stopped):

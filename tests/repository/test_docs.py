@@ -10,8 +10,8 @@ import re
 import subprocess
 import sys
 import types
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain
 from operator import mul
 from pathlib import Path
@@ -47,6 +47,7 @@ from django_pg_real_pool._lease.facts import MOVES, Debt, Phase, Transaction, Us
 from django_pg_real_pool._lease.rule import TABLE, Event, Hold
 from django_pg_real_pool._pool_settings import native_problems, queue_problems, refuse
 from django_pg_real_pool._pools.real_pool import RealPool
+from django_pg_real_pool._process import greenlets
 from django_pg_real_pool._settings import WARN_UNCLOSED_CURSORS, ReleaseOptions
 
 if sys.version_info >= (3, 11):
@@ -488,6 +489,8 @@ def test_the_page_of_checks_has_each_check_as_it_is_printed() -> None:
         found += wrapper_with().validation.check()
     found += wrapper_with(OPTIONS={"pool": True, "RELEASE_OPTIONS": {}}).validation.check()
     found += wrapper_with(**with_queue, POOL_OPTIONS={"pool_size": 3}).validation.check()
+    with patched_late():
+        found += wrapper_with().validation.check()
     with pooler_of_transactions() as port:
         behind = wrapper_with(
             HOST="127.0.0.1",
@@ -512,6 +515,9 @@ def test_the_page_of_checks_has_each_check_as_it_is_printed() -> None:
         reason = re.sub(r"connect: (?:connection .* port \d+ failed: )?", "", each.msg)
         each.msg = reason.replace("can't ", f"can't connect: {server}")
         found.append(each)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("django_pg_real_pool._backend.checks.blocks_greenlets", lambda: True)
+        found += wrapper_with().validation.check()
     page = text_of("reference/checks.md")
     assert [f"## `{check.id}`" for check in found] == re.findall(
         "^## .*", page, re.MULTILINE
@@ -634,6 +640,18 @@ def _exhausted(alias: str) -> None:
         run_in_thread(lambda: backend_pid(alias))
 
 
+@contextmanager
+def patched_late() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(greenlets, "_DJANGO_WAS_EARLIER", True)
+        yield
+
+
+def _patched_late() -> None:
+    with patched_late():
+        wrapper_with().cursor()
+
+
 def _refused() -> None:
     options, engine = {"SESSION_STATE": "error"}, type(wrapper_with())
     with (
@@ -682,6 +700,7 @@ RAISED: list[tuple[str, Callable[[], Any]]] = [
     ("Database 'default': max_size is 2", lambda: _native_refused({"max_size": 2})),
     ("Database 'default': the native pool needs psycopg_pool", _no_pool_of_psycopg),
     ("Database 'default': unknown option 'pool_size'", _queue_refused),
+    ("Python was patched, by gevent or eventlet", _patched_late),
     (
         "make_release_backend() wants a Django",
         lambda: make_release_backend(3),  # type: ignore[arg-type]

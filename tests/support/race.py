@@ -26,6 +26,7 @@ from typing import Any
 
 from django.db import connections
 from django.db.transaction import atomic
+from helpers import has_gil
 
 from django_pg_real_pool import pin_connection, pool_status
 from django_pg_real_pool._process import registry
@@ -206,10 +207,6 @@ class Race:
 
 
 _adding = threading.Lock()
-
-
-def has_gil() -> bool:
-    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 def main() -> int:

@@ -92,7 +92,8 @@ class PoolWriter:
 
     def _run(self) -> None:
         while threading.current_thread() is self._thread:  # two may have been started
-            self.write()
+            with observers.at_work:
+                self.write()
             time.sleep(INTERVAL)
 
     def write(self) -> None:

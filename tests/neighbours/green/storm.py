@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import psycopg
+from django.conf import settings
 from django.db import connection, connections, transaction
 from helpers import backend_pid, wait_until
 from items import Item
@@ -58,7 +59,7 @@ class Result:
 
 class Storm:
     def __init__(self, seconds: float, greenlets: int) -> None:
-        self.result = Result(connections_engine())
+        self.result = Result(connections["default"].settings_dict["ENGINE"])
         self.end = time.monotonic() + seconds
         self.greenlets: list[Any] = []
         self.how_many = greenlets
@@ -146,10 +147,6 @@ class Storm:
         result.usable = how_many_are_usable()
 
 
-def connections_engine() -> str:
-    return str(connections["default"].settings_dict["ENGINE"])
-
-
 def states_of_connections(observer: Any) -> Counter[str]:
     rows = observer.execute(
         "SELECT state FROM pg_stat_activity WHERE application_name = %s",
@@ -183,7 +180,17 @@ def how_many_are_usable() -> int:
     return len(pids)
 
 
+def use_geventpool() -> None:
+    """Have the pool of django-db-geventpool in the place of Django's."""
+    alias = settings.DATABASES["default"]
+    alias["OPTIONS"].pop("pool")
+    alias["OPTIONS"] |= {"MAX_CONNS": SIZE, "REUSE_CONNS": SIZE}
+    alias["ENGINE"] = "django_db_geventpool.backends.postgresql_psycopg3"
+
+
 def main(seconds: str, greenlets: str) -> None:
+    if os.environ.get("SITE_GEVENTPOOL"):
+        use_geventpool()
     result = Storm(float(seconds), int(greenlets)).run()
     print(json.dumps(asdict(result)), flush=True)
     os._exit(0)  # some may hang
