@@ -176,7 +176,8 @@ class QueuePool(Pool):
         idle, in_use, keeps = pool.checkedin(), pool.checkedout(), pool.size()
         most_over = getattr(pool, "_max_overflow", -1)
         most = keeps + most_over if most_over >= 0 and keeps else None
-        waiting, tally = len(self._lines[wrapper.alias]), self._tallies[wrapper.alias]
+        waiting = len(self._lines.get(wrapper.alias, ()))
+        tally = self._tallies[wrapper.alias]
         return Census(
             most, idle + in_use, idle, in_use, waiting, *tally.peaks, 0, keeps or None
         )

@@ -706,14 +706,14 @@ RAISED: list[tuple[str, Callable[[], Any]]] = [
         lambda: make_release_backend(3),  # type: ignore[arg-type]
     ),
     ("a connection is held for alias", _held),
-    ("assert_released() can't speak", _other_backend),
+    ("assert_released() can't answer", _other_backend),
     ("the cursor can't be used any more", _cursor_open_at_close),
     ("the connection of database alias 'default' is gone", _taken_away),
     ("the connection is closed", _killed_in_atomic),
     ("LISTEN would change the session", _refused),
     ("couldn't get a connection", lambda: _exhausted("brief_native")),
     ("couldn't get a connection", lambda: _exhausted("brief_dj")),
-    ("pool_status() can't speak", _status_of_other_backend),
+    ("pool_status() can't answer", _status_of_other_backend),
     (
         "connection failed:",
         lambda: wrapper_with("never", HOST="127.0.0.1", PORT=str(free_port())).cursor(),
@@ -845,12 +845,12 @@ def test_the_holds_in_the_error_are_those_on_the_page() -> None:
     page = text_of("reference/errors.md")
     section = page[page.index("a connection is held for alias") :].partition("\n### ")[0]
     explained = re.findall(r"^- \*(.+?)\*: ", section, re.MULTILINE)
-    unpooled = 'the setting "pool": False'
-    assert sorted(explained) == sorted([*(hold.value for hold in Hold), unpooled])
+    setting = 'the setting "pool": False'
+    assert sorted(explained) == sorted([*(hold.value for hold in Hold), setting])
     engine = type(wrapper_with())
     with installed("default", engine, OPTIONS={"pool": False}) as unpooled:
         unpooled.ensure_connection()
-        with pytest.raises(ConnectionHeldError, match=f"'default' by {unpooled}"):
+        with pytest.raises(ConnectionHeldError, match=f"'default' by {setting}"):
             assert_released()
 
 
