@@ -17,6 +17,7 @@ SVG = DOCS / "_static" / "rooms.svg"
 
 #: Each room from top to bottom, and what it does, in a few words.
 ROOMS = {
+    "contrib": "integrations with other packages",
     "front doors": "what users import, and the engines",
     "_backend": "translates the calls of Django",
     "_lease": "why there is a connection, and when",

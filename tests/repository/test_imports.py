@@ -36,6 +36,8 @@ OF_DOORS = {PACKAGE: {"_api"}, f"{PACKAGE}.testing": {"_api"}}
 
 #: Each room, with those that it may import: the arrows point down this list.
 ARROWS: dict[str, set[str]] = {
+    #: With packages of others: each module is imported by who uses it.
+    "contrib": {"doors", "_session", "_process", "observers"},
     "doors": {"_backend", "_lease", "_pools", "_process"},
     "_backend": {
         *("_lease", "_session", "_pools", "_drivers", "_process"),
