@@ -197,6 +197,10 @@ WHEEL = [
     "django_pg_real_pool/_settings.py",
     "django_pg_real_pool/base.py",
     "django_pg_real_pool/contrib/__init__.py",
+    "django_pg_real_pool/contrib/debug_toolbar/__init__.py",
+    "django_pg_real_pool/contrib/debug_toolbar/drawing.py",
+    "django_pg_real_pool/contrib/debug_toolbar/panel.html",
+    "django_pg_real_pool/contrib/debug_toolbar/recording.py",
     "django_pg_real_pool/contrib/metrics.py",
     "django_pg_real_pool/contrib/opentelemetry.py",
     "django_pg_real_pool/contrib/prometheus/__init__.py",
@@ -361,6 +365,9 @@ def coverage(session: nox.Session) -> None:
     # The one engine that needs more of the machine than the others.
     test = "tests/neighbours/test_with_postgis.py"
     session.run(*run, test, env=ENVIRONMENT["postgis"])
+    # And what only a neighbour runs.
+    test = "tests/neighbours/test_with_debug_toolbar.py"
+    session.run(*run, test, "--ds=neighbours.settings_debug_toolbar")
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 

@@ -14,6 +14,8 @@ import threading
 from _thread import get_ident
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple
 
@@ -220,18 +222,27 @@ _thread: threading.Thread | None = None
 def tell_later(event: str, *args: Any) -> None:
     """Call a method of each observer soon, on a thread where nobody waits for it.
 
-    A pool's own worker that waited for a connection would wait for itself.
+    A pool's own worker that waited for a connection would wait for itself.  The context is
+    the caller's, so that an observer can tell whose lease it was.
     """
     global _thread
     if not hearing[event]:
         return
-    _later.put(lambda: tell(event, *args))
+    _later.put(partial(copy_context().run, tell, event, *args))
     if _thread is None or not _thread.is_alive():
         # Without a lock, which an interruption could leave held: two do no harm.
         thread = _thread = threading.Thread(
             target=_run, name="django-pg-real-pool-observers", daemon=True
         )
         thread.start()  # perhaps no longer the same
+
+
+def wait_until_told(seconds: float = 1.0) -> None:
+    """Wait until all has been told that is told later, but no longer than so many seconds."""
+    if _thread is not None and _thread.is_alive():
+        is_told = threading.Event()
+        _later.put(is_told.set)
+        is_told.wait(seconds)
 
 
 def _run() -> None:

@@ -17,6 +17,7 @@ SVG = DOCS / "_static" / "rooms.svg"
 
 #: Each room from top to bottom, and what it does, in a few words.
 ROOMS = {
+    "contrib": "integrations with other packages",
     "front doors": "what users import, and the engines",
     "_backend": "translates the calls of Django",
     "_lease": "why there is a connection, and when",
@@ -29,7 +30,7 @@ ROOMS = {
 }
 
 #: The modules beside the rooms: what users import ...
-DOORS = {"__init__", "_api", "base", "contrib", "dj_db_conn_pool", "postgis", "testing"}
+DOORS = {"__init__", "_api", "base", "dj_db_conn_pool", "postgis", "testing"}
 #: ... and what is read from `DATABASES`.
 SETTINGS = {"_settings", "_pool_settings"}
 

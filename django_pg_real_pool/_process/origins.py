@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from _thread import get_ident
 from types import FrameType
+from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -13,7 +14,7 @@ _PASSED_OVER = frozenset(
     {
         *("django", "django_pg_real_pool", "asgiref", "contextlib", "threading", "queue"),
         *("psycopg", "psycopg_pool", "sqlalchemy", "dj_db_conn_pool", "concurrent"),
-        *("gevent", "eventlet", "selectors"),
+        *("gevent", "eventlet", "selectors", "asyncio", "debug_toolbar"),
     }
 )
 
@@ -50,9 +51,30 @@ def describe_frame(frame: FrameType) -> str:
     """Return "file:line in function" of the innermost frame of the user's code."""
     innermost = frame
     while _is_passed_over(frame):
-        if frame.f_back is None:
+        if frame.f_back is None or _serves_coroutine(frame):
             frame = innermost  # nothing else is on this stack
             break
         frame = frame.f_back
-    code = frame.f_code
-    return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}"
+    return _describe(frame)
+
+
+def describe_coroutine(coroutine: Any) -> str | None:
+    """Return "file:line in function" where the user's code, in a coroutine, awaits."""
+    found = None
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        if not _is_passed_over(frame):
+            found = _describe(frame)
+        coroutine = coroutine.cr_await
+    return found
+
+
+def _serves_coroutine(frame: FrameType) -> bool:
+    """Return whether a coroutine awaits what this frame calls, whoever calls it."""
+    return (
+        frame.f_code.co_name == "thread_handler"
+        and frame.f_globals.get("__name__") == "asgiref.sync"
+    )
+
+
+def _describe(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"

@@ -13,8 +13,7 @@ from typing import NamedTuple
 from django.apps import apps
 from django.db import connections
 
-from .._backend.wrapper import ConnectionReleaseMixin
-from .._pools import Census
+from .. import Census, ConnectionReleaseMixin
 
 PREFIX = "db.client.connection."
 

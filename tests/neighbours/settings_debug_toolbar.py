@@ -1,5 +1,6 @@
 """The tests' settings, with django-debug-toolbar installed as its first page says."""
 
+from debug_toolbar.settings import PANELS_DEFAULTS
 from settings import *
 
 INSTALLED_APPS = ["django.contrib.staticfiles", "debug_toolbar"]
@@ -9,7 +10,11 @@ STATIC_URL = "static/"
 TEMPLATES = [
     {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}
 ]
-ROOT_URLCONF = "neighbours.visits"
+ROOT_URLCONF = "neighbours.panel_urls"
+DEBUG_TOOLBAR_PANELS = [
+    *PANELS_DEFAULTS,
+    "django_pg_real_pool.contrib.debug_toolbar.LeasesPanel",
+]
 DEBUG_TOOLBAR_CONFIG = {
     # Which it asks itself, and then is off.
     "IS_RUNNING_TESTS": False,

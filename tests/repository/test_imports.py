@@ -23,33 +23,22 @@ ENGINES = {
     f"{PACKAGE}.postgis.base",
 }
 
-#: What is for other packages, each of which is imported by itself.
-CONTRIB = (
-    *("", ".metrics", ".opentelemetry"),
-    *(".prometheus", ".prometheus.apps", ".prometheus.exporter"),
-)
-
 #: The front doors: what users import, and the engines.  Nothing imports them, but each
 #: other: `__init__` says what `_api` has, and `testing` is for users of both.
 DOORS = ENGINES | {
     PACKAGE,
     f"{PACKAGE}._api",
-    *(f"{PACKAGE}.contrib{each}" for each in CONTRIB),
     f"{PACKAGE}.dj_db_conn_pool",
     f"{PACKAGE}.postgis",
     f"{PACKAGE}.testing",
 }
-OF_DOORS = {
-    PACKAGE: {"_api"},
-    f"{PACKAGE}.testing": {"_api"},
-    f"{PACKAGE}.contrib.opentelemetry": {"contrib", "contrib.metrics"},
-    f"{PACKAGE}.contrib.prometheus.apps": {"contrib.prometheus.exporter"},
-    f"{PACKAGE}.contrib.prometheus.exporter": {"contrib", "contrib.metrics"},
-}
+OF_DOORS = {PACKAGE: {"_api"}, f"{PACKAGE}.testing": {"_api"}}
 
 #: Each room, with those that it may import: the arrows point down this list.
 ARROWS: dict[str, set[str]] = {
-    "doors": {"_backend", "_lease", "_pools", "_process", "observers"},
+    #: With packages of others: each module is imported by who uses it.
+    "contrib": {"doors", "_session", "_process", "observers"},
+    "doors": {"_backend", "_lease", "_pools", "_process"},
     "_backend": {
         *("_lease", "_session", "_pools", "_drivers", "_process"),
         *("_settings", "_pool_settings"),
