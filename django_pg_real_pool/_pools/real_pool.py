@@ -149,7 +149,7 @@ class RealPool(ConnectionPool[Any]):
     #: Who has each connection that was made and not closed: None while it is idle, else a
     #: weak reference to a borrower, or one of the above.
     _members: dict[Any, Any]
-    #: The borrower that each thread asks for.
+    #: The borrower that each thread asks for.  A thread writes its own entry only.
     _asking: dict[int, Any]
     #: See `locked`.
     _holder: int
@@ -192,7 +192,7 @@ class RealPool(ConnectionPool[Any]):
 
     @classmethod
     def _adopt(cls, pool: Any) -> None:
-        pool.__class__ = cls
+        pool.__class__ = cls  # nobody else has it yet: see NativePool.prepare()
         pool.alias = ""
         pool.peak_in_use = pool.peak_waiting = 0
         pool.longest_wait = 0.0
@@ -212,7 +212,7 @@ class RealPool(ConnectionPool[Any]):
         `owner` is a weak reference to a `Borrower`.  It looks at what it gets by itself.
         """
         if (
-            self._pool
+            self._pool  # a look only: _take_idle() looks again, within the lock
             and timeout is None  # one of 0 is refused
             and not _logs(INFO)
             and (self._check is None or self._is_checked_by(owner))
@@ -679,7 +679,7 @@ class _Retry:
 
     def tick(self) -> None:
         try:
-            self._waiting.remove(self)
+            self._waiting.remove(self)  # one step: of two threads, one finds it
         except ValueError:
             return  # it was made already
         self._task.tick()

@@ -2,6 +2,8 @@
 
 The collector runs at any moment, so perhaps under a pool's lock, and in any thread; what
 it finds may be a generator, and to end one is to close the cursor that it reads from.
+(Without the GIL, what another thread has dropped may be finalised by the thread that made
+it, between any two bytecodes.  That is as when a signal handler closes the cursor.)
 
 Python tells of a collection by a callback.  An exception that a signal handler or a time
 limit throws while a callback runs is printed and gone, and with it the time limit.  So

@@ -3,7 +3,7 @@
 An exception that a signal handler or a time limit throws while the callback of a weak
 reference runs is printed and gone.  The callbacks of WeakSet and WeakKeyDictionary are
 Python code; these are methods of built-ins, where Python looks for neither.  Nor is a lock
-needed: each method is one call of a built-in.
+needed: each method is one call of a built-in, which without the GIL has a lock of its own.
 """
 
 from __future__ import annotations

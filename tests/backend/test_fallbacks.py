@@ -65,7 +65,7 @@ def test_a_closed_socket_is_to_be_looked_at(
     # Far from those that other threads may open meanwhile.
     high = 900
     os.dup2(mine.fileno(), high)
-    looks = [peeker(high), partial(waiter(high), 0.01)]
+    looks: list[Callable[[], Any]] = [peeker(high), partial(waiter(high), 0.01)]
     assert not any(look() for look in looks)
     os.close(high)
     assert all(look() for look in looks)

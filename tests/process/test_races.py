@@ -147,6 +147,7 @@ def test_the_first_who_tell_observers_start_a_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each starts the one that it has made, if two do it at the same moment."""
+    monkeypatch.setitem(observers.hearing, "taken", True)
     monkeypatch.setattr(observers, "_run", lambda: None)
     monkeypatch.setattr(observers, "_later", SimpleQueue())
     for _ in range(30):

@@ -50,8 +50,8 @@ def test_it_says_why_it_can_not_be_made(
     lacking: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that the session is skipped, by name, instead of failing."""
-    has = {"root": 0, "debootstrap": "/usr/sbin/debootstrap"}
-    has[lacking] = 1000 if lacking == "root" else None  # type: ignore[assignment]
+    has: dict[str, Any] = {"root": 0, "debootstrap": "/usr/sbin/debootstrap"}
+    has[lacking] = 1000 if lacking == "root" else None
     monkeypatch.setattr(os, "geteuid", lambda: has["root"])
     monkeypatch.setattr(shutil, "which", lambda name: has.get(name, f"/bin/{name}"))
     programs = {"network": "debootstrap", "namespaces": "unshare"}
