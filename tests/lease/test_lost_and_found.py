@@ -15,13 +15,15 @@ import pytest
 from django.db import OperationalError, connections, transaction
 from django.db.backends.utils import CursorWrapper
 from django.db.transaction import atomic
-from faults import extra_alias
+from faults import POOLED, extra_alias
 from helpers import DEADLINE, backend_pid, installed
-from leases import add, assert_usable, committed
+from leases import Stop, add, assert_usable, committed
 from second_server import HOST, PASSWORD, USER, Server
 from settings import STOCK_OF
 
 from django_pg_real_pool import make_release_backend
+from django_pg_real_pool._lease.facts import Phase, Use
+from django_pg_real_pool._process import reaper
 
 pytest_plugins = ("fix_faults",)
 
@@ -208,6 +210,73 @@ def test_a_signal_handler_does_not_take_what_its_thread_has_in_its_hands(
     assert backend_pid(lone) == pid
     assert backend_pid(lone) == pid
     assert pool.get_stats()["connections_num"] == 1
+
+
+def adapter_of(wrapper: Any) -> Any:
+    return wrapper._hooks.pool
+
+
+# Not the user's own pool: what is thrown out of its methods, it loses, on stock as well.
+KNOWN_POOLS = pytest.mark.parametrize("alias", POOLED)
+
+
+@KNOWN_POOLS
+def test_what_an_adapter_has_noted_is_forgotten_with_the_lease_that_never_was(
+    wrapper: Any, alias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3: else the note would keep the connection from ever coming back."""
+    adapter = adapter_of(wrapper)
+    take = adapter.take
+
+    def interrupted(session: Any) -> Any:
+        physical = adapter.physical(take(session))
+        physical.close()
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter, "take", interrupted)
+        with pytest.raises(Stop):
+            backend_pid(alias)
+    assert adapter.lent() == {}
+    assert wrapper._lease.phase is Phase.FREE
+    reaper.reap()
+
+
+def test_what_an_adapter_has_noted_is_forgotten_with_a_lease_that_is_collected(
+    wrapper: Any, alias: str
+) -> None:
+    """R3: its end was interrupted, and nobody used it again."""
+    copy, adapter = wrapper.copy(), adapter_of(wrapper)
+    adapter._tallies[alias].lent[id(copy._lease)] = object()
+    del copy
+    gc.collect()
+    assert adapter.lent() == {}
+
+
+@KNOWN_POOLS
+def test_a_close_that_was_interrupted_twice_is_done_by_the_next(
+    alias: str, wrapper: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3: until then the session has not ended, or nothing would be left to do."""
+    adapter = adapter_of(wrapper)
+
+    def interrupted(session: Any) -> None:
+        raise Stop
+
+    cursor = wrapper.cursor()
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter, "put", interrupted)
+        patch.setattr(adapter, "forget", interrupted)
+        with pytest.raises(Stop):
+            wrapper.close()
+    assert wrapper.connection is None
+    assert wrapper._lease.phase is not Phase.FREE
+    cursor.close()
+    wrapper.close()
+    assert wrapper._lease.phase is Phase.FREE
+    assert wrapper._lease.use is Use.NONE
+    assert adapter.lent() == {}
+    reaper.reap()
 
 
 # ##### A pool that serves copies #####

@@ -35,12 +35,22 @@ def programs() -> list[str]:
     ]
 
 
+SETTINGS = {"ALIAS": "native", "POOL_SIZE": POOL, "POOL_TIMEOUT": 5}
+
+
 def run_program(name: str, **settings: object) -> None:
-    given = {"ALIAS": "native", "POOL_SIZE": POOL, "POOL_TIMEOUT": 5, **settings}
+    given = {**SETTINGS, **settings}
     with running(["neighbours.green.programs", name], given) as program:
         assert program.process.wait(PATIENCE) == 0
-        assert program.log.endswith("done\n")
         assert "Traceback" not in program.log
+        assert "done" in program.log.splitlines()
+
+
+def fails(*arguments: str, **settings: object) -> str:
+    """Run a program that is to fail at once; return what it prints."""
+    with running([*arguments], {**SETTINGS, **settings}) as program:
+        assert program.process.wait(PATIENCE) == 1
+        return program.log
 
 
 # ##### The storm #####

@@ -87,13 +87,16 @@ def _debian_version_of(package: str) -> str:
     return re.sub(r"^\d+:|[-+].*", "", shown) or "is not installed"
 
 
-def write_row(page: Path, row: str) -> None:
-    """Put a row into the page's table, in place of the one for the same neighbour."""
+def write_row(page: Path, row: str, head: str = HEAD, keys: int = 1) -> None:
+    """Put a row into the page's table, in place of the one for the same neighbour.
+
+    The first cells, as many as `keys`, tell a row from all others.
+    """
     lines = page.read_text(encoding="utf-8").splitlines()
-    first = lines.index(HEAD) + 2
+    first = lines.index(head) + 2
     end = first
     while end < len(lines) and lines[end].startswith("|"):
         end += 1
-    rows = {each.split("|")[1]: each for each in [*lines[first:end], row]}
+    rows = {tuple(each.split("|")[1 : keys + 1]): each for each in [*lines[first:end], row]}
     lines[first:end] = [rows[name] for name in sorted(rows)]
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")

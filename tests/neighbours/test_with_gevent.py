@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from neighbours.broker import Worker, working
-from neighbours.green_processes import complaints, programs, run_program, storm
+from neighbours.green_processes import complaints, fails, programs, run_program, storm
 from neighbours.load import ask, serving
 from neighbours.processes import Running, all_of, disjoint
 from neighbours.test_with_gunicorn import backends_by_worker, leases_of_all_workers
@@ -91,6 +91,11 @@ def test_a_project_that_is_imported_before_patching_is_refused(
         with pytest.raises(httpx.HTTPStatusError, match="500"):
             ask(server, "/order/")
         assert "ImproperlyConfigured: Python was patched, by gevent" in server.log
+
+
+def test_the_checks_find_that_it_is_imported_before_patching() -> None:
+    """D7: E011."""
+    assert "django_pg_real_pool.E011" in fails("neighbours.green_late")
 
 
 def test_stock_can_not_be_imported_before_patching_either() -> None:

@@ -126,7 +126,7 @@ def test_a_queue_pool_without_a_limit_has_no_size() -> None:
 
 
 def test_peaks_of_another_backend_are_refused() -> None:
-    with pytest.raises(ImproperlyConfigured, match=r"reset_peaks\(\) can't speak"):
+    with pytest.raises(ImproperlyConfigured, match=r"reset_peaks\(\) can't answer"):
         reset_peaks("stock_native")
 
 

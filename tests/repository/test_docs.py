@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -12,15 +13,17 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from itertools import chain
 from operator import mul
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, get_args
 from weakref import ref
 
 import pytest
 from demo.themes import THEMES, Theme
+from django.apps import AppConfig
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
@@ -33,14 +36,17 @@ from psycopg_pool import ConnectionPool
 from second_server import free_port
 from settings import DATABASES, STOCK_OF
 from small_pooler import pooler_of_transactions
+from watching import watching
 
 import django_pg_real_pool
 from django_pg_real_pool import (
     ConnectionHeldError,
     assert_released,
     make_release_backend,
+    observers,
     pin_connection,
     pool_status,
+    reset_peaks,
     testing,
 )
 from django_pg_real_pool._lease.facts import MOVES, Debt, Phase, Transaction, Use
@@ -49,6 +55,7 @@ from django_pg_real_pool._pool_settings import native_problems, queue_problems, 
 from django_pg_real_pool._pools.real_pool import RealPool
 from django_pg_real_pool._process import greenlets
 from django_pg_real_pool._settings import WARN_UNCLOSED_CURSORS, ReleaseOptions
+from django_pg_real_pool.contrib import metrics
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -425,6 +432,97 @@ def test_the_api_page_has_each_public_name_with_its_arguments() -> None:
             assert defaults(namespace["it"]) == defaults(thing)
 
 
+def test_the_page_of_observers_has_each_event_and_each_attribute() -> None:
+    page = "reference/observers.md"
+    found = signatures(text_of(page))
+    assert {name for name, _ in found} == {*observers.__all__} - {"Closing"}
+    for name, arguments in found:
+        if arguments:
+            namespace: dict[str, Any] = {}
+            code = f"from __future__ import annotations\ndef it{arguments}: ..."
+            exec(code, namespace)  # noqa: S102 - of our own page
+            assert defaults(namespace["it"]) == defaults(getattr(observers, name))
+    events = {
+        f"`{name}({', '.join([*inspect.signature(method).parameters][1:])})`"
+        for name, method in vars(observers.Observer).items()
+        if name[0] != "_"
+    }
+    assert {event for event, _ in table_of(page, "method", "what has happened")} == events
+    attributes = {*observers.Lease.__slots__, *vars(observers.Lease)}
+    rows = table_of(page, "attribute", "meaning")
+    assert {name.strip("`") for row in rows for name in row[0].split(", ")} == {
+        name for name in attributes if name[0] != "_"
+    }
+    text = text_of(page)
+    assert all(f'`"{why}"`' in text for why in get_args(observers.Closing))
+    assert all(f'`"{name}"`' in text for name in get_args(observers.HoldName))
+
+
+#: Metrics in Prometheus, as the page has them.
+EXPORTED = {
+    name.strip("`"): kind
+    for _, name, kind, _ in table_of(
+        "reference/metrics.md", "metric", "in Prometheus", "kind", "unit"
+    )
+}
+
+
+def test_the_page_of_metrics_has_each_metric_and_each_attribute() -> None:
+    rows = table_of("reference/metrics.md", "metric", "in Prometheus", "kind", "unit")
+    ours = [*metrics.OF_CENSUS, metrics.TIMEOUTS, *metrics.HISTOGRAMS]
+    assert [row[0].strip("`") for row in rows] == [
+        metrics.PREFIX + each.name for each in ours
+    ]
+    units = {"s": "seconds", **{f"{{{each[:-1]}}}": each for each in UNITS}}
+    assert [row[3] for row in rows] == [units[each.unit] for each in ours]
+    of_attributes = table_of(
+        "reference/metrics.md", "attribute", "in Prometheus", "of", "values"
+    )
+    assert [row[0].strip("`") for row in of_attributes] == [
+        *(metrics.POOL, metrics.STATE, metrics.HOLD)
+    ]
+    values = ", ".join(f"`{name}`" for name in get_args(observers.HoldName))
+    assert of_attributes[2][3] == values
+    for each in ours:
+        assert (
+            f"`{each.name}`" in text_of("reference/metrics.md").partition("## What each")[2]
+        )
+
+
+UNITS = ("connections", "requests", "timeouts")
+
+
+def names_in(expression: str) -> set[str]:
+    """Return the metrics of an expression, without what a histogram's samples end in."""
+    suffixes = r"(?<=_seconds)_(?:bucket|count|sum)$"
+    found = re.findall(r"\bdb_client_connection_\w+", expression)
+    labels = {"db_client_connection_pool_name", "db_client_connection_state"}
+    return {re.sub(suffixes, "", name) for name in found} - labels
+
+
+def test_the_alerts_are_about_what_is_exported() -> None:
+    text = (DOCS / "_static" / "pool-alerts.yml").read_text(encoding="utf-8")
+    rules = re.findall(
+        r"- alert: (\w+)\n\s+expr:(.+?)\n\s+(?:for|labels):", text, re.DOTALL
+    )
+    rows = table_of("how-to/watch-the-pool.md", "alert", "what to do")
+    assert [name for name, _ in rules] == [name.strip("`") for name, _ in rows]
+    assert len(rules) == 4
+    for _, expression in rules:
+        assert names_in(expression)
+        assert names_in(expression) <= {*EXPORTED}
+
+
+def test_the_dashboard_is_about_what_is_exported() -> None:
+    """Each metric is on it."""
+    board = json.loads((DOCS / "_static" / "pool-dashboard.json").read_text("utf-8"))
+    shown = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    assert set().union(*map(names_in, shown)) == {*EXPORTED}
+    asked = [each["query"] for each in board["templating"]["list"]]
+    assert set().union(*map(names_in, asked)) <= {*EXPORTED}
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
 def signatures(text: str) -> list[tuple[str, str]]:
     return re.findall(
         r"^```\{py:(?:function|exception|class)\} (\w+)(?:(\(.*\)).*)?$", text, re.MULTILINE
@@ -666,6 +764,28 @@ def _status_of_other_backend() -> None:
         pool_status("default")
 
 
+def _without(missing: str, import_it: Callable[[], object]) -> None:
+    """Import something where a package is missing."""
+    before = sys.modules.copy()
+    sys.modules[missing] = None  # type: ignore[assignment]
+    sys.modules.pop("django_pg_real_pool.contrib.opentelemetry", None)
+    try:
+        import_it()
+    finally:
+        sys.modules.clear()
+        sys.modules.update(before)
+
+
+def _no_prometheus() -> None:
+    config = AppConfig.create("django_pg_real_pool.contrib.prometheus")
+    _without("prometheus_client", config.ready)
+
+
+def _no_opentelemetry() -> None:
+    name = "django_pg_real_pool.contrib.opentelemetry"
+    _without("opentelemetry.metrics", lambda: import_module(name))
+
+
 def _closed_in_atomic() -> None:
     with transaction.atomic("default"):
         connections["default"].close()
@@ -714,6 +834,9 @@ RAISED: list[tuple[str, Callable[[], Any]]] = [
     ("couldn't get a connection", lambda: _exhausted("brief_native")),
     ("couldn't get a connection", lambda: _exhausted("brief_dj")),
     ("pool_status() can't answer", _status_of_other_backend),
+    ("reset_peaks() can't answer", lambda: reset_peaks("stock_native")),
+    ("django_pg_real_pool.contrib.prometheus needs", _no_prometheus),
+    ("django_pg_real_pool.contrib.opentelemetry needs", _no_opentelemetry),
     (
         "connection failed:",
         lambda: wrapper_with("never", HOST="127.0.0.1", PORT=str(free_port())).cursor(),
@@ -783,6 +906,16 @@ def _interrupted(_: Any) -> None:
     pool.reap()
 
 
+def _observer_raises(_: Any) -> None:
+    class Observer(observers.Observer):
+        def given_back(self, lease: observers.Lease) -> None:
+            raise RuntimeError("oh")
+
+    Observer.given_back.__qualname__ = "Observer.given_back"
+    with watching(Observer()):
+        backend_pid("default")
+
+
 #: What makes the log say each of these.
 LOGGED: dict[str, Callable[[Any], None]] = {
     "a cursor on database alias": _dropped_cursor,
@@ -793,6 +926,7 @@ LOGGED: dict[str, Callable[[Any], None]] = {
     "a connection of database alias 'default' was closed": _killed_while_idle,
     "pool 'pool-1' is of a class or version": _pool_of_a_subclass,
     "a thread was interrupted while it got": _interrupted,
+    "Observer.given_back() has raised": _observer_raises,
 }
 
 MESSAGES = re.findall(r"^### `(.*)`$", text_of("reference/errors.md"), re.MULTILINE)

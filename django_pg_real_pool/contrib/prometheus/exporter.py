@@ -138,6 +138,7 @@ class Recorder(observers.Observer):
         except KeyError:
             wait = self._waits[alias] = self._wait_time.labels(alias)
             use = self._uses[alias, hold] = self._use_time.labels(alias, hold)
+            self._timeouts.labels(alias)  # none is 0, so that the first is an increase
         wait.observe(lease.waited)
         use.observe(lease.seconds)
         if self._writer is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from django.urls import path
+import os
+
+from django.urls import include, path
 
 from . import async_pages, pages
 
@@ -20,3 +22,5 @@ urlpatterns = [
     path("gate/", async_pages.gate),
     path("gate/open/", async_pages.open_gate),
 ]
+if os.environ.get("SITE_METRICS"):
+    urlpatterns.append(path("", include("neighbours.site.metrics")))
