@@ -99,14 +99,18 @@ def status_of(wrapper: Any) -> PoolStatus:
 
 def explain_exhaustion(lease: Any, waited: float) -> str:
     """Return what a person needs to know who reads it at three in the morning."""
-    trouble = lease.hooks.pool.trouble(lease)
+    pool, status = lease.hooks.pool, status_of(lease.wrapper)
+    trouble, reason = pool.trouble(lease), ""
     if trouble is not None:
         reason = f"the pool can't connect to the server: {trouble}. "
-    else:
-        reason = ""
+    elif not status.leases and not pool.tells_trouble(lease):
+        reason = (
+            "perhaps the pool can't connect to the server, then the log of psycopg.pool "
+            "says why. "
+        )
     return (
         f"couldn't get a connection for database alias {lease.alias!r} in "
-        f"{waited:.2f} s: {reason}{_in_words(status_of(lease.wrapper))}"
+        f"{waited:.2f} s: {reason}{_in_words(status)}"
     )
 
 

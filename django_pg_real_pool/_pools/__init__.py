@@ -10,6 +10,7 @@ connection is held.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import RLock
@@ -171,11 +172,16 @@ class Pool:
 
     def exhausted(self) -> tuple[type[BaseException], ...]:
         """Return the classes of what the pool raises when no connection is free."""
-        return ()
+        module: Any = sys.modules.get("psycopg_pool")  # if that is what is beneath
+        return (module.PoolTimeout, module.TooManyRequests) if module else ()
 
     def trouble(self, session: Session) -> BaseException | None:
         """Return why the pool can't connect, if it can't and knows."""
         return None
+
+    def tells_trouble(self, session: Session) -> bool:
+        """Return whether the pool knows it if it can't connect."""
+        return False
 
     def releases(self, wrapper: Any) -> bool:
         """Return whether `wrapper`, with the settings it has now, is behind a pool."""

@@ -57,16 +57,13 @@ class DjangosPool(Pool):
         #: See `locked`.  Only within are pools made, opened and closed.
         self._lock, self._holder = RLock(), 0
 
-    def exhausted(self) -> tuple[type[BaseException], ...]:
-        try:
-            from psycopg_pool import PoolTimeout, TooManyRequests
-        except ImportError:
-            return ()
-        return (PoolTimeout, TooManyRequests)
-
     def trouble(self, session: Session) -> BaseException | None:
         made = self._made.get(session.wrapper.alias)
         return getattr(made and made.pool, "last_error", None)
+
+    def tells_trouble(self, session: Session) -> bool:
+        made = self._made.get(session.wrapper.alias)
+        return made is not None and made.is_real
 
     def prepare(self, wrapper: Any) -> None:
         options = wrapper.settings_dict["OPTIONS"].get("pool")

@@ -51,6 +51,9 @@ class QueuePool(Pool):
 
         return (TimeoutError,)
 
+    def tells_trouble(self, session: Session) -> bool:
+        return True  # it raises what the driver has raised
+
     def _get(self, session: Session) -> Any:
         alias = session.wrapper.alias
         pool = dict.get(_container(), alias)

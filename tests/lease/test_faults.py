@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
@@ -17,6 +18,7 @@ from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
 from faults import PLAIN, POOLED, census, extra_alias
 from helpers import backend_pid, has_gil, installed, wait_until
+from psycopg_pool import ConnectionPool
 from second_server import HOST, PASSWORD, USER, Server, free_port
 from tcp_proxy import Proxy
 
@@ -573,6 +575,26 @@ def test_a_base_of_ones_own_has_the_pool_that_the_settings_say(
                 wrapper.cursor()
         finally:
             second_server.start()
+
+
+def test_a_pool_of_a_bases_own_says_what_can_be_known(caplog: Any) -> None:
+    """F4, F5: why psycopg_pool can't connect, it only logs; and the message says so."""
+    nowhere = f"host={HOST} port={free_port()}"
+    made = ConnectionPool(nowhere, min_size=1, timeout=0.3, open=False)
+    base = type("Base", (StockWrapper,), {"pool": made, "__module__": "users.base"})
+    with (
+        closing(made),
+        installed("native", make_release_backend(base)) as wrapper,
+        pytest.raises(OperationalError) as caught,
+    ):
+        wrapper.cursor()
+    assert re.fullmatch(
+        r"couldn't get a connection for database alias 'native' in 0\.\d\d s: perhaps the pool "
+        r"can't connect to the server, then the log of psycopg\.pool says why\. pool of .*"
+        r"Held by: no wrapper",
+        str(caught.value),
+    )
+    assert "Connection refused" in caplog.text
 
 
 def overriding_in_a_thread(wrapper: Any) -> None:

@@ -316,7 +316,7 @@ def contrast(one: str, other: str) -> float:
         linear = [
             p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts
         ]
-        return sum(map(mul, (0.2126, 0.7152, 0.0722), linear))
+        return float(sum(map(mul, (0.2126, 0.7152, 0.0722), linear)))
 
     darker, lighter = sorted(map(luminance, (one, other)))
     return (lighter + 0.05) / (darker + 0.05)
