@@ -42,12 +42,13 @@ def has_heard(watcher: Watcher, *events: Any) -> None:
 
 def test_a_connection_that_is_made_is_heard_of() -> None:
     """In so long; and when the pool is closed, its end."""
-    with watched("made_native") as watcher:
-        backend_pid("made_native")
-        has_heard(watcher, "made")
-        ((_, seconds),) = watcher.of_pool
-        assert 0 < seconds < 5
-    has_heard(watcher, "closed", "pool closed")
+    with watching(Watcher("made_native")) as watcher:
+        with watched("made_native"):
+            backend_pid("made_native")
+            has_heard(watcher, "made")
+            ((_, seconds),) = watcher.of_pool
+            assert 0 < seconds < 5
+        has_heard(watcher, "closed", "pool closed")
     assert len(watcher.of_pool) == 2
 
 

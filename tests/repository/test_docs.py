@@ -982,8 +982,8 @@ def test_the_holds_in_the_error_are_those_on_the_page() -> None:
     unpooled = 'the setting "pool": False'
     assert sorted(explained) == sorted([*(hold.value for hold in Hold), unpooled])
     engine = type(wrapper_with())
-    with installed("default", engine, OPTIONS={"pool": False}) as unpooled:
-        unpooled.ensure_connection()
+    with installed("default", engine, OPTIONS={"pool": False}) as wrapper:
+        wrapper.ensure_connection()
         with pytest.raises(ConnectionHeldError, match=f"'default' by {unpooled}"):
             assert_released()
 
