@@ -122,7 +122,7 @@ def test_what_was_broken_is_heard_of(observer: Any) -> None:
             observer.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
         backend_pid("broken_native")
         with pin_connection("broken_native") as wrapper:
-            wrapper.connection.close()  # type: ignore[union-attr]
+            wrapper.connection.close()
         wait_until(lambda: watcher.of_pool.count(("closed", "broken")) == 3, "all three")
 
 
