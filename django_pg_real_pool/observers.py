@@ -96,9 +96,8 @@ class Lease:
                 longest, most = each.hold.name, seconds
         return longest.lower()  # type: ignore[return-value]
 
-    def _end_of(self, span: Any) -> float:
-        ended: float = span.ended or self.ended
-        return ended
+    def _end_of(self, span: Any) -> Any:
+        return span.ended or self.ended
 
 
 class Observer:

@@ -12,7 +12,9 @@ from . import metrics
 from .metrics import HOLD, POOL, PREFIX, STATE, Metric
 
 try:
-    from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+    from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
+        BaseInstrumentor,
+    )
     from opentelemetry.metrics import CallbackOptions, Observation, get_meter
 except ImportError as error:
     raise ImproperlyConfigured(
@@ -22,7 +24,7 @@ except ImportError as error:
     ) from error
 
 
-class RealPoolInstrumentor(BaseInstrumentor):
+class RealPoolInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Exports the nine metrics of the semantic conventions for each alias's pool."""
 
     #: What hears of leases; None: it is not instrumented.

@@ -53,7 +53,8 @@ def _measured() -> Any:
 
 
 def value(name: str, alias: str, **labels: str) -> float | None:
-    return REGISTRY.get_sample_value(name, {POOL: alias, **labels})
+    found: float | None = REGISTRY.get_sample_value(name, {POOL: alias, **labels})
+    return found
 
 
 def test_the_nine_are_exported() -> None:
@@ -108,10 +109,10 @@ def test_connections_and_timeouts_are_counted() -> None:
         backend_pid("native")
         wait_until(lambda: value(made, "native") == before + 1, "it is timed")
     timeouts = "db_client_connection_timeouts_total"
-    before = value(timeouts, "native")
-    assert before is not None  # from the first lease on, so that an increase is seen
+    timed_out = value(timeouts, "native")
+    assert timed_out is not None  # from the first lease on, so that an increase is seen
     exporter._recorder.timed_out("native", 1.0)  # type: ignore[union-attr]
-    assert value(timeouts, "native") == before + 1
+    assert value(timeouts, "native") == timed_out + 1
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

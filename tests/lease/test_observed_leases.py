@@ -220,7 +220,7 @@ def test_an_observer_may_query(
             assert connections[alias].in_atomic_block
         with pin_connection(alias):
             assert backend_pid(alias)
-    assert caplog.records == []
+    assert not [each for each in caplog.records if each.name == "django_pg_real_pool"]
     assert len(asking.pids) == 3 * 2 * 2
     assert asking.deepest == 1
     assert watcher.names == [["cursor"], ["cursor", "transaction"], ["pin", "cursor"]]

@@ -63,7 +63,7 @@ def scraped(server: Running) -> dict[str, Any]:
     async def get() -> str:
         transport = httpx.AsyncHTTPTransport(uds=server.socket)
         async with httpx.AsyncClient(transport=transport, base_url="http://site") as client:
-            return (await client.get("/metrics")).raise_for_status().text
+            return str((await client.get("/metrics")).raise_for_status().text)
 
     found = text_string_to_metric_families(asyncio.run(get()))
     return {each.name.removeprefix(PREFIX): each for each in found}
@@ -71,12 +71,13 @@ def scraped(server: Running) -> dict[str, Any]:
 
 def total(metrics: dict[str, Any], name: str, of: str = "", state: str = "") -> float:
     """Return the sum of a metric's samples: of counts, say, or of a state."""
-    return sum(
-        sample.value
+    found = [
+        float(sample.value)
         for sample in metrics[name].samples
         if sample.name == PREFIX + name + of
         and sample.labels.get(f"{PREFIX}state", state) == state
-    )
+    ]
+    return sum(found)
 
 
 def read_all(server: Running) -> Counter[str]:
@@ -183,7 +184,7 @@ def test_celerys_processes_are_summed(folder: Path) -> None:
         results = worker.run("order", times=12)
         assert len({each["worker"] for each in results}) > 2
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         labels = {f"{PREFIX}pool_name": "default"}
         counted = registry.get_sample_value(f"{PREFIX}wait_time_seconds_count", labels)
         assert counted == 3 * len(results) + 1  # that of the parent, before it forked

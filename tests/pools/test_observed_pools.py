@@ -42,12 +42,13 @@ def has_heard(watcher: Watcher, *events: Any) -> None:
 
 def test_a_connection_that_is_made_is_heard_of() -> None:
     """In so long; and when the pool is closed, its end."""
-    with watched("made_native") as watcher:
-        backend_pid("made_native")
-        has_heard(watcher, "made")
-        ((_, seconds),) = watcher.of_pool
-        assert 0 < seconds < 5
-    has_heard(watcher, "closed", "pool closed")
+    with watching(Watcher("made_native")) as watcher:
+        with watched("made_native"):
+            backend_pid("made_native")
+            has_heard(watcher, "made")
+            ((_, seconds),) = watcher.of_pool
+            assert 0 < seconds < 5
+        has_heard(watcher, "closed", "pool closed")
     assert len(watcher.of_pool) == 2
 
 
@@ -121,7 +122,7 @@ def test_what_was_broken_is_heard_of(observer: Any) -> None:
             observer.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
         backend_pid("broken_native")
         with pin_connection("broken_native") as wrapper:
-            wrapper.connection.close()  # type: ignore[union-attr]
+            wrapper.connection.close()
         wait_until(lambda: watcher.of_pool.count(("closed", "broken")) == 3, "all three")
 
 

@@ -52,7 +52,7 @@ from django_pg_real_pool._backend.names import (
     undecorated,
 )
 from django_pg_real_pool._drivers.psycopg3 import Psycopg, _attributes, _client_side
-from django_pg_real_pool._lease.setup import TRANSACTION_STATE
+from django_pg_real_pool._lease.facts import TRANSACTION_STATE
 from django_pg_real_pool._pools import real_pool
 from django_pg_real_pool._pools.native import was_closed
 from django_pg_real_pool._pools.queue import _forget_end, is_full

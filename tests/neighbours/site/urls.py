@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from django.urls import include, path
 
 from . import async_pages, pages
 
-urlpatterns = [
+urlpatterns: list[Any] = [
     path("ready/", pages.ready),
     path("status/", pages.status),
     path("order/", pages.order),
