@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+from _thread import get_ident
 from collections.abc import Iterator
 from contextlib import suppress
 from types import FrameType, SimpleNamespace
@@ -217,7 +218,7 @@ def parked(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise Stopped
             return True
 
-    patched = SimpleNamespace(allocate_lock=Lock, get_ident=greenlets.get_ident)
+    patched = SimpleNamespace(allocate_lock=Lock, get_ident=get_ident)
     monkeypatch.setattr(greenlets, "_thread", patched)
 
 

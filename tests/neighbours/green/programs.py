@@ -136,11 +136,12 @@ def nothing_blocks_the_other_greenlets() -> None:
 def a_pin_is_that_of_its_own_greenlet() -> None:
     """P1: though they have it by one decorator."""
 
-    @pin_connection()
-    def pinned(seconds: float) -> bool:
+    def work(seconds: float) -> bool:
         pid = backend_pid("default")
         time.sleep(seconds)
         return backend_pid("default") == pid
+
+    pinned = pin_connection()(work)
 
     assert all(wait(each) for each in [spawn(pinned, n / 100) for n in (9, 1, 5, 3)])
     assert_all_come_back()
@@ -232,7 +233,7 @@ def a_greenlet_that_is_collected_gives_back() -> None:
     def leave() -> None:
         with connection.cursor() as cursor:
             cursor.execute("SET work_mem = '7MB'")
-        kept = [connections["default"]]
+        kept: list[Any] = [connections["default"]]
         kept.append(kept)
 
     for _ in range(2 * SIZE):
