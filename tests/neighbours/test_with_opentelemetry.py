@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from helpers import backend_pid, census, forget_pool, pool_of_one
 from opentelemetry.instrumentation import psycopg as psycopg_traced
 from opentelemetry.instrumentation.django import DjangoInstrumentor
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -23,6 +26,7 @@ from side_by_side import same_for_all
 from traffic import warm_up
 
 from django_pg_real_pool import assert_released, pin_connection
+from django_pg_real_pool.contrib.opentelemetry import RealPoolInstrumentor
 from neighbours.visits import counting_calls, counting_connections, serve, visit
 
 #: How the instrumentation marks a connection.
@@ -116,6 +120,46 @@ def test_an_error_ends_in_a_release(alias: str) -> None:
         assert census(alias).in_use == 0
         (request,) = traced.take("SERVER")
         assert request.status.status_code.name == "ERROR"
+
+
+# ##### Metrics #####
+
+
+def test_a_page_is_measured_beside_its_spans(alias: str) -> None:
+    """Our metrics are those of the pool; the others' spans are as without them."""
+    reader = InMemoryMetricReader()
+    ours = RealPoolInstrumentor()
+    with instrumented(alias) as traced:
+        visit(alias)
+        without = statements(traced.take("CLIENT"))
+        ours.instrument(meter_provider=MeterProvider([reader]))
+        try:
+            visit(alias)
+        finally:
+            data: Any = reader.get_metrics_data()
+            ours.uninstrument()
+        assert statements(traced.take("CLIENT")) == without
+    (scope,) = data.resource_metrics[0].scope_metrics
+    assert scope.scope.name == "django_pg_real_pool"
+    leases = {
+        point.attributes["django_pg_real_pool.hold"]: point.count
+        for metric in scope.metrics
+        if metric.name == "db.client.connection.use_time"
+        for point in metric.data.data_points
+        if point.attributes["db.client.connection.pool.name"] == alias
+    }
+    assert leases["cursor"] > 1
+    assert leases["transaction"] >= 1
+
+
+def test_opentelemetry_finds_the_instrumentor() -> None:
+    """`opentelemetry-instrument` loads what stands in this group."""
+    (found,) = [
+        each
+        for each in entry_points(group="opentelemetry_instrumentor")
+        if each.name == "django-pg-real-pool"
+    ]
+    assert found.load() is RealPoolInstrumentor
 
 
 # ##### SQLCommenter #####
