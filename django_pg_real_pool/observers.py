@@ -12,7 +12,8 @@ import logging
 import os
 import threading
 from _thread import get_ident
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
@@ -52,7 +53,7 @@ class Lease:
     All times are of `time.monotonic()`.
     """
 
-    __slots__ = ("alias", "began", "ended", "holds", "thread", "waited")
+    __slots__ = ("_spans", "alias", "began", "ended", "thread", "waited")
 
     def __init__(self, alias: str, thread: int, waited: float, began: float) -> None:
         #: The key of `DATABASES`.
@@ -65,8 +66,8 @@ class Lease:
         self.began = began
         #: When the pool had it again; None: it is out.
         self.ended: float | None = None
-        #: Each hold, in the order of their beginnings; empty until the connection is back.
-        self.holds: tuple[Hold, ...] = ()
+        #: What the lease has noted of its holds.
+        self._spans: list[Any] = []
 
     def __repr__(self) -> str:
         state = "is out" if self.ended is None else f"{self.seconds:.6f} s"
@@ -78,14 +79,25 @@ class Lease:
         return 0.0 if self.ended is None else self.ended - self.began
 
     @property
+    def holds(self) -> tuple[Hold, ...]:
+        """Each hold, in the order of their beginnings; empty until it is back."""
+        return tuple(
+            Hold(each.hold.name.lower(), each.began, self._end_of(each), each.origin)
+            for each in self._spans
+        )
+
+    @property
     def longest_hold(self) -> HoldName:
         """What held the connection longest; "connect" if nothing came of it."""
-        longest: HoldName = "connect"
-        most = -1.0
-        for hold in self.holds:
-            if hold.ended - hold.began > most:
-                longest, most = hold.name, hold.ended - hold.began
-        return longest
+        longest, most = "CONNECT", -1.0
+        for each in self._spans:
+            seconds = self._end_of(each) - each.began
+            if seconds > most:
+                longest, most = each.hold.name, seconds
+        return longest.lower()  # type: ignore[return-value]
+
+    def _end_of(self, span: Any) -> Any:
+        return span.ended or self.ended
 
 
 class Observer:
@@ -122,14 +134,16 @@ class Observer:
 listening = False
 #: Whether one of them wants to know where holds began.
 wants_origins = False
+#: The methods that are overridden, by name: who does not override one need not be called.
+hearing: dict[str, tuple[Callable[..., None], ...]] = {}
 
 #: The observers, each with whether it wants origins.  Replaced, never changed.
 _observers: tuple[tuple[Observer, bool], ...] = ()
 _lock = threading.Lock()
-#: The methods that have raised, by the identity of their observer.
-_have_raised: set[tuple[int, str]] = set()
+#: The methods that have raised.
+_have_raised: set[Callable[..., None]] = set()
 #: The threads that are in a method of an observer.
-_telling: set[int] = set()
+telling: set[int] = set()
 
 
 def add(observer: Observer, *, origins: bool = False) -> None:
@@ -148,25 +162,33 @@ def add(observer: Observer, *, origins: bool = False) -> None:
 def remove(observer: Observer) -> None:
     """Let `observer` hear no more.  Nothing happens if it was not added."""
     with _lock:
-        _replace(each for each in _observers if each[0] is not observer)
-        for who, event in list(_have_raised):
-            if who == id(observer):
-                _have_raised.discard((who, event))
+        _replace([each for each in _observers if each[0] is not observer])
+        for event in _EVENTS:
+            _have_raised.discard(getattr(observer, event))
 
 
-def _replace(observers: Iterable[tuple[Observer, bool]]) -> None:
-    global listening, wants_origins, _observers
+_EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
+
+
+def _replace(observers: list[tuple[Observer, bool]]) -> None:
+    global listening, wants_origins, hearing, _observers
     _observers = tuple(observers)
-    listening = bool(_observers)
-    wants_origins = any(origins for _, origins in _observers)
+    hearing = {
+        event: tuple(
+            getattr(each, event)
+            for each, _ in observers
+            if getattr(type(each), event) is not getattr(Observer, event)
+            or event in vars(each)
+        )
+        for event in _EVENTS
+    }
+    wants_origins = any(origins for _, origins in observers)
+    listening = bool(observers)
 
+
+_replace([])
 
 # ##### Telling.  What follows is this package's own, and not for others. #####
-
-
-def is_telling() -> bool:
-    """Return whether the calling thread is in an observer."""
-    return get_ident() in _telling
 
 
 def tell(event: str, *args: Any) -> None:
@@ -174,22 +196,21 @@ def tell(event: str, *args: Any) -> None:
     me = get_ident()
     try:
         try:
-            _telling.add(me)
-            for observer, _ in _observers:
+            telling.add(me)
+            for method in hearing[event]:
                 try:
-                    getattr(observer, event)(*args)
+                    method(*args)
                 except Exception:
-                    if (id(observer), event) not in _have_raised:
-                        _have_raised.add((id(observer), event))
+                    if method not in _have_raised:
+                        _have_raised.add(method)
                         logger.exception(
-                            "%r.%s() has raised; what it raises from here on is not logged",
-                            observer,
-                            event,
+                            "%s() has raised; what it raises from here on is not logged",
+                            getattr(method, "__qualname__", method),
                         )
         finally:
-            _telling.discard(me)
+            telling.discard(me)
     except BaseException:
-        _telling.discard(me)  # interrupted just before the other
+        telling.discard(me)  # interrupted just before the other
         raise
 
 
@@ -204,13 +225,15 @@ def tell_later(event: str, *args: Any) -> None:
     the caller's, so that an observer can tell whose lease it was.
     """
     global _thread
+    if not hearing[event]:
+        return
     _later.put(partial(copy_context().run, tell, event, *args))
     if _thread is None or not _thread.is_alive():
         # Without a lock, which an interruption could leave held: two do no harm.
-        _thread = threading.Thread(
+        thread = _thread = threading.Thread(
             target=_run, name="django-pg-real-pool-observers", daemon=True
         )
-        _thread.start()
+        thread.start()  # perhaps no longer the same
 
 
 def wait_until_told(seconds: float = 1.0) -> None:
@@ -223,15 +246,36 @@ def wait_until_told(seconds: float = 1.0) -> None:
 
 def _run() -> None:
     while True:
-        _later.get()()
+        call = _later.get()
+        with at_work:
+            call()
+
+
+#: Held by threads of ours while they are in code of others: what that locks, such as a
+#: metric, must not be locked in a forked child, where nobody would unlock it.
+at_work = threading.RLock()
+#: Seconds that a fork waits for them.
+_PATIENCE = 1.0
+
+
+def _before_fork() -> None:
+    at_work.acquire(timeout=_PATIENCE)
+
+
+def _after_fork() -> None:
+    with suppress(RuntimeError):  # it waited in vain
+        at_work.release()
 
 
 def _forget_parent() -> None:
     """In a forked child: the observers are here, the thread is not."""
-    global _lock, _later, _thread
+    global _lock, _later, _thread, at_work
     _lock, _later, _thread = threading.Lock(), SimpleQueue(), None
-    _telling.intersection_update({get_ident()})
+    at_work = threading.RLock()
+    telling.intersection_update({get_ident()})
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parent)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_forget_parent
+    )

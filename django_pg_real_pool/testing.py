@@ -38,7 +38,7 @@ def different_connections(using: str | None = None) -> Iterator[None]:
     made = type(connections[alias])
     if not issubclass(made, ConnectionReleaseMixin):
         raise ImproperlyConfigured(
-            f"different_connections() can't speak for the database alias {alias!r}: its "
+            f"different_connections() can't answer for the database alias {alias!r}: its "
             "ENGINE does not release early."
         )
     before = made._hooks
@@ -79,7 +79,8 @@ class _Rotating:
         with self._taking:
             connection = self._pool.take(session)
             if id(self._pool.physical(connection)) == self._last.get(wrapper):
-                same = connection
+                # The pool must not take the first for one that was lost.
+                same = wrapper.connection = connection
                 try:
                     connection = self._pool.take(session)
                 finally:

@@ -51,7 +51,9 @@ def make_release_backend(
         DatabaseWrapper = make_release_backend(MyPooledWrapper)
     """
     _check_base(base_wrapper_cls)
-    once = frozenset(once_per_connection)
+    # A string is refused as it is, not letter by letter: see `_check_names()`.
+    is_string = isinstance(once_per_connection, str)
+    once: Any = once_per_connection if is_string else frozenset(once_per_connection)
     with _making:
         of_base = _made.setdefault(base_wrapper_cls, {})
         made = of_base.get(once)
@@ -61,7 +63,7 @@ def make_release_backend(
     return cast("type[W]", made)
 
 
-def _make(base: type[W], module: str, once: frozenset[str]) -> type[Any]:
+def _make(base: type[W], module: str, once: Any) -> type[Any]:
     return type(
         base.__name__,
         (ConnectionReleaseMixin, base, LowerLayer),
@@ -83,11 +85,11 @@ def _check_base(base: Any) -> None:
         raise TypeError(f"{wanted}, not {base!r}.")
     name = f"{base.__module__}.{base.__qualname__}"
     if issubclass(base, ConnectionReleaseMixin):
-        raise TypeError(f"{wanted} that releases late, but {name} was made by it already.")
+        raise TypeError(f"{wanted}, but {name} was made by make_release_backend() already.")
     if not issubclass(base, BaseDatabaseWrapper):
         raise TypeError(
             f"{wanted}, a subclass of django.db.backends.base.base.BaseDatabaseWrapper; "
-            f"{name} is none."
+            f"{name} is not one."
         )
     missing = [
         attribute

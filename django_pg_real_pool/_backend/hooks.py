@@ -16,7 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .._drivers import Driver, driver_for
 from .._pools import Pool
-from .._pools.native import NativePool
+from .._pools.native import DjangosPool, NativePool
 from .._pools.queue import QueuePool
 from .names import is_decorated_by_django, undecorated
 
@@ -153,9 +153,8 @@ def _pool_for(cls: type) -> Pool:
         opens = ("get_new_connection", "get_connection_params")
         is_usual = all(_runs_once(cls, name) for name in opens)
         return QueuePool(not (is_usual and is_djangos(definer(cls, "_close"))))
-    if all(
-        _runs_once(cls, name)
-        for name in ("pool", "get_new_connection", "_close", "get_connection_params")
-    ):
-        return NativePool()
-    return Pool()
+    ways = ("pool", "get_new_connection", "_close", "get_connection_params")
+    if all(_runs_once(cls, name) for name in ways):
+        return NativePool(not is_djangos(definer(cls, "get_new_connection")))
+    # Django's own `pool`, of its PostgreSQL wrapper.
+    return DjangosPool() if is_djangos(definer(cls, "pool")) else Pool()

@@ -61,8 +61,13 @@ class LowerLayer(_Base):
             lease.is_going()
         super().close()
 
+    # Django takes a lock for both, which an interruption can leave held on Python 3.14.
+
+    @property
+    def allow_thread_sharing(self) -> bool:
+        return self._thread_sharing_count > 0
+
     def validate_thread_sharing(self) -> None:
-        # Django takes a lock first, which an interruption can leave held on Python 3.14.
         if self._thread_ident != get_ident():
             super().validate_thread_sharing()
 

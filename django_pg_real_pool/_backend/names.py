@@ -88,6 +88,7 @@ if TYPE_CHECKING:
         """What a type checker must know of Django's wrapper."""
 
         _thread_ident: int
+        _thread_sharing_count: int
         _connection_pools: dict[str, Any]
 
         def _close(self) -> None: ...

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
 
+from .._process.weak import WeakBag, WeakMap
 from .sockets import cut
 
 #: A statement as it was sent, with a copy of its parameters.
@@ -24,7 +24,7 @@ TOUCHED = "(attributes)"
 Heard = tuple[Statement, ...]
 
 #: Every physical connection of this process that is known, except psycopg's.
-_physicals: WeakSet[Any] = WeakSet()
+_physicals: WeakBag[Any] = WeakBag()
 
 
 def cut_inherited() -> None:
@@ -32,7 +32,7 @@ def cut_inherited() -> None:
 
     Collecting one, even at the child's end, may say goodbye to the server.
     """
-    for physical in list(_physicals):
+    for physical in _physicals:
         file = None
         with suppress(Exception):  # it has no such thing, or is closed
             file = physical.fileno()
@@ -62,8 +62,8 @@ class Driver:
 
     def __init__(self) -> None:
         #: What each connection last heard; one that is absent is not set up.
-        self._heard: WeakKeyDictionary[Any, Heard] = WeakKeyDictionary()
-        self._sent_by_base: WeakKeyDictionary[Any, Heard] = WeakKeyDictionary()
+        self._heard = WeakMap[Any, Heard]()
+        self._sent_by_base = WeakMap[Any, Heard]()
 
     # ##### What is known of a physical connection #####
 
@@ -85,12 +85,12 @@ class Driver:
 
     def forget_set_up(self, physical: Any) -> None:
         with suppress(TypeError):
-            self._heard.pop(physical, None)
+            self._heard.discard(physical)
 
     def sent_by_base(self, physical: Any) -> Heard:
         """Return what a base's own `_cursor()` sent when the connection was last lent."""
         with suppress(TypeError):
-            return self._sent_by_base.get(physical, ())
+            return self._sent_by_base.get(physical) or ()
         return ()
 
     def note_sent_by_base(self, physical: Any, sent: Heard) -> None:
@@ -99,7 +99,7 @@ class Driver:
 
     def forget_others(self, physical: Any) -> None:
         """Let all other connections to the same database be set up anew."""
-        for other in list(self._heard):
+        for other in self._heard:
             if other is not physical:
                 self.forget_set_up(other)
 
@@ -158,6 +158,13 @@ class Driver:
 
     def has_run(self, cursor: Any) -> bool:
         """Return whether a cursor has run a statement, and `transaction()` may know more."""
+        return False
+
+    def may_have_begun(self, cursor: Any) -> bool:
+        """Return whether a transaction may have begun with the last statement of a cursor.
+
+        It is asked where that can't be seen, because the connection is broken by now.
+        """
         return False
 
     def is_touched(self, physical: Any) -> bool:

@@ -5,15 +5,19 @@ It is used through the objects it gave us, so that importing this needs no drive
 
 from __future__ import annotations
 
+import _thread
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from operator import itemgetter
 from time import monotonic
+from types import BuiltinFunctionType, FrameType
 from typing import Any
-from weakref import ref
 
+from .._process.weak import WeakBag
 from . import TOUCHED, Driver, Heard, Statement, statement
 from .question import ask
 from .sockets import cut, peeker, waiter
@@ -29,12 +33,14 @@ NOTED = "_django_pg_real_pool_noted"
 IDLE, ACTIVE, INTRANS, INERROR = 0, 1, 2, 3
 OK = 0
 
+#: What a statement that begins a transaction has in it.
+_BEGIN = re.compile(rb"\b(?:begin|start\s+transaction)\b", re.IGNORECASE)
+
 #: Seconds that a server may take to answer the check of an idle connection.
 CHECK_TIMEOUT = 5.0
 
-#: Every physical connection of this process that is known.  No WeakSet: what is thrown into
-#: that one's callback, which is Python code, is printed and gone.
-_physicals: set[ref[Any]] = set()
+#: Every physical connection of this process that is known.
+_physicals: WeakBag[Any] = WeakBag()
 
 
 class Known:
@@ -71,7 +77,7 @@ def know(physical: Any) -> Known:
     known = physical.__dict__.get(KNOWN)
     if known is None:
         known = physical.__dict__[KNOWN] = Known(physical)
-        _physicals.add(ref(physical, _physicals.discard))
+        _physicals.add(physical)
     return known  # type: ignore[no-any-return]
 
 
@@ -81,12 +87,33 @@ def cut_inherited() -> None:
     So a polite close, or a cursor that somebody still has, can't harm the parent.
     """
     sockets = []
-    for find in list(_physicals):
-        physical: Any = find()
-        with suppress(Exception):  # it is closed, or no more
+    for physical in _physicals:
+        with suppress(Exception):  # it is closed
             sockets.append(physical.pgconn.socket)
     cut(sockets)
     _physicals.clear()
+
+
+def waits_on(frame: FrameType | None) -> int | None:
+    """Return the socket on which psycopg waits, where a greenlet was left in its midst."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "psycopg.waiting":
+            return frame.f_locals.get("fileno")
+        frame = frame.f_back
+    return None
+
+
+def blocks_greenlets() -> bool:
+    """Return whether psycopg blocks all greenlets while it waits for the server.
+
+    It has C code for that, unless gevent has patched Python before it is imported.
+    """
+    waiting: Any = sys.modules.get("psycopg.waiting")
+    return (
+        not isinstance(_thread.get_ident, BuiltinFunctionType)  # Python is patched
+        and waiting is not None
+        and waiting.wait is getattr(waiting, "wait_c", None)
+    )
 
 
 class Psycopg(Driver):
@@ -124,13 +151,8 @@ class Psycopg(Driver):
         know(physical).sent_by_base = sent
 
     def forget_others(self, physical: Any) -> None:
-        for find in list(_physicals):
-            other = find()
-            if (
-                other is not None
-                and other is not physical
-                and _database(other) == _database(physical)
-            ):
+        for other in _physicals:
+            if other is not physical and _database(other) == _database(physical):
                 self.forget_set_up(other)
 
     def mark_used(self, physical: Any) -> bool | None:
@@ -204,6 +226,11 @@ class Psycopg(Driver):
 
     def has_run(self, cursor: Any) -> bool:
         return getattr(cursor, "pgresult", None) is not None
+
+    def may_have_begun(self, cursor: Any) -> bool:
+        # psycopg keeps a cursor's last query after close(), too, but not its result.
+        sent = getattr(getattr(cursor, "_query", None), "query", b"")
+        return _BEGIN.search(sent) is not None
 
     def is_touched(self, physical: Any) -> bool:
         known = physical.__dict__.get(KNOWN)
@@ -472,7 +499,7 @@ def _cut_off(cursor_class: Any, reason: str, portal: bool = False) -> Any:
     from psycopg import InterfaceError
 
     def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
-        raise InterfaceError(f"the cursor is of no use any more: {reason}; open a new one")
+        raise InterfaceError(f"the cursor can't be used any more: {reason}; open a new one")
 
     namespace: dict[str, Any] = dict.fromkeys(_SENDS, refuse)
     namespace["connection"] = property(refuse)

@@ -27,7 +27,8 @@ def peeker(file: int) -> Callable[[], Any]:
         poll = ctypes.PyDLL(None).poll
     except (ImportError, AttributeError, OSError, TypeError):  # not a POSIX system
         return partial(waiter(file), 0.0)
-    # struct pollfd: an int, and two shorts, of which the second is the answer.
+    # struct pollfd: an int, and two shorts, of which the second is the answer.  Each connection
+    # has its own, and only the thread that has the connection asks.
     events = select.POLLIN | select.POLLPRI
     asked = (ctypes.c_short * 4)()
     ctypes.cast(asked, ctypes.POINTER(ctypes.c_int))[0] = file
@@ -44,7 +45,14 @@ def waiter(file: int) -> Callable[[float], Any]:
         poll = select.poll()
         poll.register(file, select.POLLIN | select.POLLPRI)
         return lambda seconds: poll.poll(seconds * 1000)
-    return lambda seconds: select.select([file], [], [], seconds)[0]
+    return partial(_wait_by_select, file)
+
+
+def _wait_by_select(file: int, seconds: float) -> Any:
+    try:
+        return select.select([file], [], [], seconds)[0]
+    except (OSError, ValueError):  # closed; poll() answers, and whoever reads next finds it
+        return True
 
 
 def cut(files: list[int]) -> None:

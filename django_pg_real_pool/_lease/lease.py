@@ -7,6 +7,7 @@ connection back if none is left.  `take()` is where every lease begins.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import warnings
 from _thread import get_ident
@@ -22,7 +23,7 @@ from django.utils.asyncio import async_unsafe
 
 from .. import observers
 from .._drivers import Heard, Statement
-from .._process import collector, reaper, registry
+from .._process import collector, greenlets, reaper, registry
 from .._process.locks import locked, try_locked
 from .._process.origins import find_origin
 from .._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
@@ -63,9 +64,10 @@ class Lease:
         self._holder = 0
         #: What a pool notes as the borrower.
         self.me = ref(self)
-        #: The thread that the wrapper belongs to.  Not the one that used it first: a shared
-        #: wrapper may be used by another, which may end long before its owner.
-        self.owner = threading.current_thread()
+        #: The thread that the wrapper belongs to, or the greenlet that stands for it.  Not
+        #: the one that used it first: a shared wrapper may be used by another, which may end
+        #: long before its owner.
+        self.owner = greenlets.current()
         #: What the wrapper has been used for since close().
         self.use = Use.NONE
         #: Where the connection is.
@@ -117,7 +119,7 @@ class Lease:
         self.in_base = 0
         #: What observers are told of this lease; None: it is not observed.
         self.record: observers.Lease | None = None
-        #: What is put aside while an observer is told; `telling` writes it.
+        #: What is put aside while an observer is told; None: nobody was told yet.
         self.visit: telling.Visit | None = None
         #: The pins that are not the user's.
         self.own_pins: set[Hashable] = set()
@@ -186,16 +188,35 @@ class Lease:
         has_lost = try_locked(self, lambda: self.wrapper.connection is not connection)
         return bool(has_lost)  # None: its thread is at work, perhaps taking it
 
+    def lacks(self, connection: Any) -> bool:
+        """Return whether a connection that is lent to this one is lost, as `get()` asks.
+
+        Not if a signal handler asks in the midst of another lease's begin or end: that one
+        may have the connection in its hands.
+        """
+        return self.wrapper.connection is not connection and not _is_nested()
+
     def describe_holds(self) -> list[str]:
         """Return the holds in words, as they are now; of any thread's wrapper."""
-        described, physical = self.holds.describe(), self.physical
-        if (
+        described = self.holds.describe()
+        # The driver is asked within the lock: else the connection could be closed, and its
+        # memory freed, while it answers.
+        if self._holder == get_ident():
+            has_unnoted = self._has_unnoted_transaction()
+        else:
+            has_unnoted = try_locked(self, self._has_unnoted_transaction)
+        if has_unnoted:
+            described.append(TRANSACTION.value)
+        return described
+
+    def _has_unnoted_transaction(self) -> bool:
+        """Return whether there is a transaction that is noted when its cursor is closed."""
+        physical = self.physical
+        return (
             physical is not None
             and TRANSACTION not in self.holds.now
-            and self.hooks.driver.transaction(physical, self.wrapper.autocommit)
-        ):
-            described.append(TRANSACTION.value)  # not noted before its cursor is closed
-        return described
+            and bool(self.hooks.driver.transaction(physical, self.wrapper.autocommit))
+        )
 
     # ##### A session: from the first use to close() #####
 
@@ -210,7 +231,7 @@ class Lease:
             return True
         if self.use is Use.UNPOOLED and wrapper.connection is not None:
             return False
-        if self.visit is not None:
+        if self.visit is not None and self.visit.is_open:
             telling.admit(self)
         if wrapper.in_atomic_block and wrapper.closed_in_transaction and not explicitly:
             wrapper.ensure_connection()  # raises
@@ -222,6 +243,7 @@ class Lease:
         if not self.hooks.pool.releases(wrapper):
             self.use = Use.UNPOOLED
             return False
+        greenlets.refuse_if_late()
         reaper.start()
         runs_callbacks = wrapper.run_commit_hooks_on_set_autocommit_on
         setup.reset_transaction_state(wrapper)
@@ -405,7 +427,7 @@ class Lease:
             self._detach(raw)  # closed as it is, execute() would send CLOSE
             self._note_portal_left()
         self.holds.happened(CURSOR_CLOSED, who)
-        self._settle()
+        self._settle(raw=raw)
 
     def _note_portal_left(self) -> None:
         """A portal can't be closed in a failed transaction, and may outlive its rollback."""
@@ -553,13 +575,15 @@ class Lease:
         """Note a transaction that no cursor has noted yet."""
         self._look_at_transaction()
 
-    def _look_at_transaction(self) -> None:
+    def _look_at_transaction(self, raw: Any = None) -> None:
         in_transaction = self._is_in_transaction()
         if in_transaction:
             if TRANSACTION not in self.holds.now:
                 self._transaction_began()
         elif in_transaction is False and self.transaction is BEGUN:
             self._transaction_ended()
+        elif in_transaction is None and self.hooks.driver.may_have_begun(raw):
+            self._transaction_began()
         # None: the connection is broken, which does not end what began on it.
 
     def _is_in_transaction(self) -> bool | None:
@@ -596,6 +620,7 @@ class Lease:
         if self.wrapper.connection is not None:
             if not was_told:
                 self.cut_if_stuck()
+                self._end_if_cut_short()
             in_transaction = self._is_in_transaction()
             self.is_end_missing = bool(in_transaction) and not was_told
             if in_transaction is None or (was_told and self.hooks.driver.guesses):
@@ -605,6 +630,17 @@ class Lease:
                 self._settle(is_over=True)
                 return
         self._settle()
+
+    def _end_if_cut_short(self) -> None:
+        """Close a connection whose COMMIT or ROLLBACK was left before the answer came.
+
+        Django switches autocommit on next, which would raise an error of its own, in the
+        place of the time limit, say, that has cut it short.
+        """
+        physical, driver = self.physical, self.hooks.driver
+        is_mine = physical is not None and not self.wrapper.allow_thread_sharing
+        if is_mine and driver.mark_used(physical) is None:
+            driver.end(physical)
 
     def forget_transaction(self) -> None:
         """Note the end of a transaction whose connection is gone."""
@@ -627,10 +663,11 @@ class Lease:
     def settle(self) -> None:
         self._settle()
 
-    def _settle(self, is_over: bool = False) -> None:
+    def _settle(self, is_over: bool = False, raw: Any = None) -> None:
         """Bring the holds up to date with the connection; release if none is left.
 
-        `is_over`: the transaction has ended, though the driver may not see it.
+        `is_over`: the transaction has ended, though the driver may not see it.  `raw`: the
+        driver's cursor that was closed just now.
         """
         wrapper, physical = self.wrapper, self.physical
         if self.phase is not HELD or wrapper.connection is None or self.in_base:
@@ -643,7 +680,7 @@ class Lease:
             or physical is not wrapper.connection
             or self.hooks.driver.transaction(physical, wrapper.autocommit) is not False
         ) and not is_over:
-            self._look_at_transaction()
+            self._look_at_transaction(raw)
         if not holds:
             giving_back.end(self)
         if lost:
@@ -737,6 +774,18 @@ class Lease:
 
 def _same(thing: Any) -> Any:
     return thing
+
+
+def _is_nested() -> bool:
+    """Return whether this thread takes or gives a connection more than once at a time."""
+    frame, found = sys._getframe(), 0
+    while frame is not None:
+        found += frame.f_code in _MOVING
+        frame = frame.f_back  # type: ignore[assignment]
+    return found > 1
+
+
+_MOVING = (Lease.get.__code__, giving_back.end.__code__)
 
 
 @cache

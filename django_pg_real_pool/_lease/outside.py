@@ -93,9 +93,9 @@ def _give_up(lease: Any, why: str) -> None:
 def forget_parent(lease: Any) -> Any:
     """In a forked child: forget the parent's connection, and return it."""
     lease._lock, lease._holder = threading.RLock(), 0
-    if lease.use is not Use.POOLED and lease.visit is None:
-        return None
     visit, lease.visit = lease.visit, None
+    if lease.use is not Use.POOLED and not (visit is not None and visit.is_open):
+        return None
     for find in lease.holds.now.get(Hold.CURSOR, {}).values():
         cursor = find() if find is not None else None
         if cursor is not None:

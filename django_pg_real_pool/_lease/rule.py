@@ -124,13 +124,8 @@ class Holds:
         return f"<Holds: {', '.join(self.describe()) or 'no holds'}>"
 
     def watch(self, find_origin: Callable[[], str] | None = None) -> None:
-        """Note each hold from here on, until `unwatch()`."""
+        """Note each hold in `spans` from here on."""
         self.spans, self.find_origin = [], find_origin
-
-    def unwatch(self) -> list[Span]:
-        """Return what was noted."""
-        spans, self.spans = self.spans, None
-        return spans or []
 
     def happened(
         self, event: Event, who: Hashable = None, find: Finder | None = None
@@ -144,12 +139,14 @@ class Holds:
         holds = self.now
         if begins is not None:
             holders = holds.get(begins)
+            if self.spans is not None and (holders is None or who not in holders):
+                find_origin = self.find_origin
+                origin = None if find_origin is None else find_origin()
+                self.spans.append(Span(begins, who, origin))
             if holders is None:
                 holds[begins] = {who: find}
             else:
                 holders[who] = find
-            if self.spans is not None:
-                self._note_beginning(self.spans, begins, who)
             return
         if event is not _CLOSED:
             holders = holds.get(ends[0])
@@ -171,13 +168,6 @@ class Holds:
                     self.origins.pop(each, None)
         if self.spans is not None:
             self._note_endings(self.spans)
-
-    def _note_beginning(self, spans: list[Span], hold: Hold, who: Hashable) -> None:
-        for span in spans:
-            if span.ended is None and span.hold is hold and span.who == who:
-                return  # it has begun before
-        find_origin = self.find_origin
-        spans.append(Span(hold, who, None if find_origin is None else find_origin()))
 
     def _note_endings(self, spans: list[Span]) -> None:
         for span in spans:

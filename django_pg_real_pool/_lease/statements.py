@@ -29,6 +29,7 @@ class SessionStateError(NotSupportedError):
     """
 
 
+@locked
 def before_statement(lease: Any, raw: Any) -> None:
     """Note that a statement begins a transaction, or that one has begun already.
 
@@ -43,6 +44,7 @@ def before_statement(lease: Any, raw: Any) -> None:
         lease._transaction_began()
 
 
+@locked
 def unseen_statement(lease: Any) -> None:
     """Note a statement of a cursor that is not ours, of which nothing is known.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -10,7 +9,8 @@ from typing import Any
 
 from .._pools import Census
 from .._process import registry
-from .._process.origins import describe_frame
+from .._process.greenlets import Green
+from .._process.origins import describe_frame, frames
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class LeaseStatus:
     holds: tuple[str, ...]
     #: Seconds since the checkout.
     seconds: float
-    #: Where that thread is now, outside Django and this library; None if it is gone.
+    #: Where that thread is now, outside Django and this library; None if it is gone, or is
+    #: another than the caller's and there is no GIL.
     where: str | None = None
 
     def __str__(self) -> str:
@@ -52,7 +53,7 @@ class PoolStatus:
                 f"{census.peak_waiting}; longest wait {census.longest_wait:.3f} s"
             )
         if not self.leases:
-            lines.append("  held by nobody that this library knows of")
+            lines.append("  no wrapper holds a connection")
             return "\n".join(lines)
         rows = [("held for", "thread", "holds", "now at")]
         rows += [
@@ -73,17 +74,20 @@ class PoolStatus:
 def status_of(wrapper: Any) -> PoolStatus:
     """Return the status of the pool behind a wrapper, the oldest lease first."""
     names = {each.ident: each.name for each in threading.enumerate()}
-    frames = sys._current_frames()
+    found = frames()
     now = time.monotonic()
     leases = []
     for each in registry.leases(wrapper.alias):
         if not each.is_held:
             continue
         ident = each.wrapper._thread_ident
-        frame = frames.get(ident)
+        name = names.get(ident, f"ident {ident}, which has ended")
+        frame = found.get(ident)
+        if isinstance(each.owner, Green):
+            name, frame = each.owner.name, each.owner.frame()
         leases.append(
             LeaseStatus(
-                thread=names.get(ident, f"ident {ident}, which has ended"),
+                thread=name,
                 holds=tuple(each.describe_holds()),
                 seconds=now - each.holds.since,
                 where=describe_frame(frame) if frame is not None else None,
@@ -95,18 +99,22 @@ def status_of(wrapper: Any) -> PoolStatus:
 
 def explain_exhaustion(lease: Any, waited: float) -> str:
     """Return what a person needs to know who reads it at three in the morning."""
-    trouble = lease.hooks.pool.trouble(lease)
+    pool, status = lease.hooks.pool, status_of(lease.wrapper)
+    trouble, reason = pool.trouble(lease), ""
     if trouble is not None:
         reason = f"the pool can't connect to the server: {trouble}. "
-    else:
-        reason = ""
+    elif not status.leases and not pool.tells_trouble(lease):
+        reason = (
+            "perhaps the pool can't connect to the server, then the log of psycopg.pool "
+            "says why. "
+        )
     return (
         f"couldn't get a connection for database alias {lease.alias!r} in "
-        f"{waited:.2f} s: {reason}{_in_words(status_of(lease.wrapper))}"
+        f"{waited:.2f} s: {reason}{_in_words(status)}"
     )
 
 
 def _in_words(status: PoolStatus) -> str:
     """Return a sentence, for an error message."""
-    held = "; ".join(map(str, status.leases)) or "nobody that this library knows of"
+    held = "; ".join(map(str, status.leases)) or "no wrapper"
     return f"pool of database alias {status.alias!r}: {status.census}. Held by: {held}"

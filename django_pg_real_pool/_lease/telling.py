@@ -15,7 +15,8 @@ from typing import Any
 from .. import observers
 from .._process.origins import find_origin
 from .facts import TRANSACTION_STATE, Use
-from .rule import Hold
+
+NONE, POOLED = Use.NONE, Use.POOLED
 
 #: What else of a wrapper a session begins anew, or others are not to see.
 _OF_WRAPPER = (
@@ -28,17 +29,17 @@ _OF_LEASE = (
     *("phase", "source", "transaction", "unsent_savepoints", "wrapping"),
 )
 
-_NAMES: dict[Hold, Any] = {hold: hold.name.lower() for hold in Hold}
-
 
 class Visit:
     """What is put aside of a lease while observers are told of it."""
 
-    __slots__ = ("connection", "is_used", "of_lease", "of_wrapper")
+    __slots__ = ("connection", "is_open", "is_used", "of_lease", "of_wrapper")
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self) -> None:
+        #: Whether an observer is told of the lease now.
+        self.is_open = False
         #: The connection that was taken, if an observer has not needed it.
-        self.connection = connection
+        self.connection: Any = None
         #: Whether an observer has begun a session with this wrapper.
         self.is_used = False
         self.of_wrapper: dict[str, Any] = {}
@@ -50,16 +51,16 @@ def taken(lease: Any, started: float) -> None:
 
     On return the wrapper has none if an observer needed it.
     """
-    now, record = monotonic(), lease.record
+    now, record, wrapper = monotonic(), lease.record, lease.wrapper
     if record is not None and record.ended is None:
         record.waited += now - started  # the one before was broken
         return
-    if observers.is_telling():
+    if get_ident() in observers.telling:
         return
-    wrapper = lease.wrapper
     record = observers.Lease(wrapper.alias, wrapper._thread_ident, now - started, now)
     try:
-        _tell(lease, "taken", record, wrapper.connection)
+        if observers.hearing["taken"]:
+            _tell(lease, "taken", record)
     finally:
         lease.holds.watch(find_origin if observers.wants_origins else None)
         lease.record = record
@@ -68,38 +69,33 @@ def taken(lease: Any, started: float) -> None:
 def given_back(lease: Any) -> None:
     """Tell that the pool has the connection again."""
     record, lease.record = lease.record, None
-    now = record.ended = monotonic()
-    record.holds = tuple(
-        [
-            observers.Hold(
-                _NAMES[span.hold],
-                span.began,
-                now if span.ended is None else span.ended,
-                span.origin,
-            )
-            for span in lease.holds.unwatch()
-        ]
-    )
-    _tell(lease, "given_back", record, None)
+    holds = lease.holds
+    record._spans, holds.spans = holds.spans or [], None
+    record.ended = monotonic()
+    if observers.hearing["given_back"]:
+        _tell(lease, "given_back", record)
 
 
 def timed_out(lease: Any, waited: float) -> None:
     """Tell that no connection was free: later, since to query now is to wait once more."""
-    if not observers.is_telling():
+    if get_ident() not in observers.telling:
         observers.tell_later("timed_out", lease.alias, waited)
 
 
-def _tell(lease: Any, event: str, record: observers.Lease, connection: Any) -> None:
+def _tell(lease: Any, event: str, record: observers.Lease) -> None:
     wrapper = lease.wrapper
     if wrapper._thread_ident != get_ident() or wrapper._thread_sharing_count:
         # The reaper has other things to do; and what threads share can't be put aside.
         observers.tell_later(event, record)
         return
+    visit = lease.visit
+    if visit is None:
+        visit = lease.visit = Visit()
     try:
         try:
-            visit = lease.visit = Visit(connection)
-            lease.use = Use.NONE  # so a session begins by begin(), which admits the visitor
+            visit.connection, visit.is_open = wrapper.connection, True
             wrapper.connection = None
+            lease.use = NONE  # so a session begins by begin(), which admits the visitor
             if wrapper.in_atomic_block or wrapper.run_on_commit:
                 _put_aside(wrapper, visit)
             observers.tell(event, record)
@@ -137,17 +133,21 @@ def admit(lease: Any) -> None:
 def _see_off(lease: Any) -> None:
     """Bring everything back, but not a connection that an observer needed."""
     visit, wrapper = lease.visit, lease.wrapper
-    if visit is None:
+    if visit is None or not visit.is_open:
         return
     try:
         if visit.is_used and wrapper.connection is not None:
             lease.drop()
     finally:
-        for name, value in visit.of_wrapper.items():
-            setattr(wrapper, name, value)
-        for name, value in visit.of_lease.items():
-            setattr(lease, name, value)
-        if visit.connection is not None:
-            wrapper.connection = visit.connection
-        lease.use = Use.POOLED
-        lease.visit = None
+        wrapper.connection, visit.connection = visit.connection, None
+        lease.use, visit.is_open = POOLED, False
+        if visit.of_wrapper:
+            lease.visit = None
+            _bring_back(lease, visit)
+
+
+def _bring_back(lease: Any, visit: Visit) -> None:
+    for name, value in visit.of_wrapper.items():
+        setattr(lease.wrapper, name, value)
+    for name, value in visit.of_lease.items():
+        setattr(lease, name, value)

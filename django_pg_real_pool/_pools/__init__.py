@@ -10,7 +10,7 @@ connection is held.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import RLock
@@ -115,6 +115,15 @@ class Tally:
         return self.peak_in_use, self.peak_waiting, self.longest_wait
 
 
+class _Tallies(dict[str, Tally]):
+    """The tally of each alias, which whoever needs it first makes."""
+
+    def __missing__(self, alias: str) -> Tally:
+        # A defaultdict could make one each for two threads, and lose what is noted in the
+        # first; setdefault() is one step.
+        return self.setdefault(alias, Tally())
+
+
 class Session(Protocol):
     """What an adapter sees of a lease: a wrapper from its first use to `close()`."""
 
@@ -155,7 +164,7 @@ class Pool:
 
     def __init__(self) -> None:
         #: What is known of each alias's pool, where it does not know itself.
-        self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
+        self._tallies = _Tallies()
 
     def failures(self) -> tuple[type[Exception], ...]:
         """Return the classes of what the pool may raise when a connection comes back."""
@@ -163,11 +172,16 @@ class Pool:
 
     def exhausted(self) -> tuple[type[BaseException], ...]:
         """Return the classes of what the pool raises when no connection is free."""
-        return ()
+        module: Any = sys.modules.get("psycopg_pool")  # if that is what is beneath
+        return (module.PoolTimeout, module.TooManyRequests) if module else ()
 
     def trouble(self, session: Session) -> BaseException | None:
         """Return why the pool can't connect, if it can't and knows."""
         return None
+
+    def tells_trouble(self, session: Session) -> bool:
+        """Return whether the pool knows it if it can't connect."""
+        return False
 
     def releases(self, wrapper: Any) -> bool:
         """Return whether `wrapper`, with the settings it has now, is behind a pool."""

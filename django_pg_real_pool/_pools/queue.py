@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -37,7 +37,7 @@ class QueuePool(Pool):
         #: The threads that wait for each alias, first come, first served.  By itself
         #: QueuePool gives what came back to whoever asks next, so a thread that asks
         #: often keeps another waiting until that times out.
-        self._lines: defaultdict[str, deque[Any]] = defaultdict(deque)
+        self._lines: dict[str, deque[Any]] = {}
         #: The settings that each alias had when its pool was made.
         self._made_with: dict[str, dict[str, Any]] = {}
 
@@ -51,6 +51,9 @@ class QueuePool(Pool):
 
         return (TimeoutError,)
 
+    def tells_trouble(self, session: Session) -> bool:
+        return True  # it raises what the driver has raised
+
     def _get(self, session: Session) -> Any:
         alias = session.wrapper.alias
         pool = dict.get(_container(), alias)
@@ -63,7 +66,8 @@ class QueuePool(Pool):
         if pool is None:
             return self._make_and_take(session)
         session.source = pool
-        line = self._lines[alias]
+        # setdefault() is one step; a defaultdict could make a line each for two threads.
+        line = self._lines.setdefault(alias, deque())
         if not line and not is_full(pool):
             return self._connect(session, pool)
         place = Lock()
@@ -89,20 +93,26 @@ class QueuePool(Pool):
         return connection
 
     def put(self, session: Session) -> None:
-        if self._is_overridden:
-            super().put(session)
-            return
-        # Forgotten first: a query meanwhile gets another connection, and after an
-        # interruption nobody has this one, so SQLAlchemy takes it back.
-        self.forget(session)
-        connection = session.let_go()
-        connection.close()
+        line = self._lines.setdefault(session.wrapper.alias, deque())
+        try:
+            if self._is_overridden:
+                super().put(session)
+                return
+            # Forgotten first: a query meanwhile gets another connection, and after an
+            # interruption nobody has this one, so SQLAlchemy takes it back.
+            self.forget(session)
+            connection = session.let_go()
+            connection.close()
+        finally:
+            if line:
+                _call_first(line)
 
     def _wait_in(self, line: deque[Any], place: Any, pool: Any) -> None:
+        """Wait for one's turn, and for a connection: the pool itself would wait as long again."""
         from sqlalchemy.exc import TimeoutError
 
         deadline = time.monotonic() + pool.timeout()
-        while line[0] is not place:
+        while line[0] is not place or is_full(pool):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise TimeoutError(f"connection timed out, timeout {pool.timeout():.2f}")
@@ -169,7 +179,8 @@ class QueuePool(Pool):
         idle, in_use, keeps = pool.checkedin(), pool.checkedout(), pool.size()
         most_over = getattr(pool, "_max_overflow", -1)
         most = keeps + most_over if most_over >= 0 and keeps else None
-        waiting, tally = len(self._lines[wrapper.alias]), self._tallies[wrapper.alias]
+        waiting = len(self._lines.get(wrapper.alias, ()))
+        tally = self._tallies[wrapper.alias]
         return Census(
             most, idle + in_use, idle, in_use, waiting, *tally.peaks, 0, keeps or None
         )

@@ -6,12 +6,14 @@
   critical section each.  Everything else goes on in the parent's method.
 - `_getconn_unchecked`: a thread that waits keeps its place in the line, first come, first
   served.  The place costs a third of the parent's, and is left at the end.
+- `check`: the connections that it takes are noted, so that an interruption loses none.
 - `_check_connection`: a borrower that checks its connection itself needs no round trip.
 - `_add_to_pool`, `_return_connection`, `_putconn`: who has which connection is written
   down where it changes.
 - `_reset_connection`: after the user's `reset`, a connection is configured as when it was
   made.
-- `_connect`: notes why there is no connection, or that there was one.
+- `_connect`: notes why there is no connection, or that there was one; and who is making
+  one, which greenlets would go on with in a forked child.
 - `close`: tells observers.
 - `schedule_task`: a server that was away is tried again within a second.
 - The rest is the parent's, as are all of its attributes.
@@ -37,12 +39,16 @@ from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 from psycopg_pool import pool as parent
 
 from .. import observers
-from .._drivers.psycopg3 import know
-from .._process import registry
+from .._drivers.psycopg3 import know, waits_on
+from .._drivers.sockets import cut
+from .._process import greenlets, registry
+from .._process.greenlets import Green
 from .._process.locks import locked
 
 logger = logging.getLogger("django_pg_real_pool")
 _of_parent = logging.getLogger("psycopg.pool")
+#: Whether the parent's methods log what they do, of each connection.
+_logs, INFO = _of_parent.isEnabledFor, logging.INFO
 
 IDLE, UNKNOWN = TransactionStatus.IDLE, TransactionStatus.UNKNOWN
 
@@ -57,6 +63,9 @@ class Borrower(Protocol):
 
     def has_lost(self, connection: Any) -> bool:
         """Return whether it certainly does not have the connection that it was lent."""
+
+    def lacks(self, connection: Any) -> bool:
+        """Return the same, on the thread that asks for another connection for it."""
 
 
 class _Out:
@@ -140,7 +149,7 @@ class RealPool(ConnectionPool[Any]):
     #: Who has each connection that was made and not closed: None while it is idle, else a
     #: weak reference to a borrower, or one of the above.
     _members: dict[Any, Any]
-    #: The borrower that each thread asks for.
+    #: The borrower that each thread asks for.  A thread writes its own entry only.
     _asking: dict[int, Any]
     #: See `locked`.
     _holder: int
@@ -155,8 +164,12 @@ class RealPool(ConnectionPool[Any]):
     last_error: BaseException | None
     #: Whether an attempt to connect has ever succeeded.
     has_connected: bool
+    #: The threads or greenlets that are making a connection.
+    _connecting: set[Any]
     #: Attempts to connect that are scheduled.
     _retries: list[_Retry]
+    #: Whether this is a forked child's copy of its parent's.
+    _is_inherited = False
     #: psycopg_pool can drain a pool from 3.3 on.
     _drains: bool
 
@@ -169,7 +182,8 @@ class RealPool(ConnectionPool[Any]):
         """
         if type(pool) is not ConnectionPool or not is_known(pool):
             logger.info(
-                "pool %r is not made of what this library knows, so it is used as it is",
+                "pool %r is of a class or version that this library does not know, so "
+                "it is used as it is",
                 getattr(pool, "name", pool),
             )
             return False
@@ -178,13 +192,14 @@ class RealPool(ConnectionPool[Any]):
 
     @classmethod
     def _adopt(cls, pool: Any) -> None:
-        pool.__class__ = cls
+        pool.__class__ = cls  # nobody else has it yet: see NativePool.prepare()
         pool.alias = ""
         pool.peak_in_use = pool.peak_waiting = 0
         pool.longest_wait = 0.0
         pool._lock = RLock()  # older versions make it when the pool is opened
         pool._holder = 0
         pool._members, pool._asking, pool._retries = {}, {}, []
+        pool._connecting = set()
         pool.last_error, pool.has_connected = None, False
         pool._drains = hasattr(pool, "_drained_at")
         registry.add_pool(pool)
@@ -197,7 +212,9 @@ class RealPool(ConnectionPool[Any]):
         `owner` is a weak reference to a `Borrower`.  It looks at what it gets by itself.
         """
         if (
-            self._pool
+            self._pool  # a look only: _take_idle() looks again, within the lock
+            and timeout is None  # one of 0 is refused
+            and not _logs(INFO)
             and (self._check is None or self._is_checked_by(owner))
             and ConnectionPool.getconn is _GETCONN
         ):
@@ -221,6 +238,7 @@ class RealPool(ConnectionPool[Any]):
             and self._reset is None
             and not self._closed
             and not self._is_expired(conn)
+            and not _logs(INFO)
             and ConnectionPool.putconn is _PUTCONN
         ):
             conn._pool = None
@@ -231,7 +249,7 @@ class RealPool(ConnectionPool[Any]):
 
     def reject(self, conn: Any) -> None:
         """Take back a connection that its borrower has found broken, before any use."""
-        self._stats["requests_num"] -= 1  # the borrower asks again: it is the same request
+        self._count("requests_num", -1)  # the borrower asks again: it is the same request
         self._putconn(conn, from_getconn=True)
 
     @locked
@@ -273,6 +291,40 @@ class RealPool(ConnectionPool[Any]):
     def _is_checked_by(self, owner: Any) -> bool:
         """Return whether `owner` does by itself what the pool's check does."""
         return owner is not OTHERS and self._check is type(self).check_connection
+
+    def check(self) -> None:
+        """Test each idle connection, and replace what is broken or too old."""
+        me = _Out("being checked")
+        try:
+            for conn in self._take_all_idle(me):
+                if self._is_sound(conn):
+                    self._add_to_pool(conn)
+                else:
+                    self._replace(conn)
+        except BaseException:
+            for conn, _ in self._list_members():
+                self._replace_if(conn, me)
+            raise
+
+    def _is_sound(self, conn: Any) -> bool:
+        if self._is_expired(conn):
+            _of_parent.info("discarding expired connection %s", conn)
+            return False
+        try:
+            self.check_connection(conn)
+        except Exception:  # noqa: BLE001 - as the parent; what raises is perhaps the user's
+            self._stats["connections_lost"] += 1
+            _of_parent.warning("discarding broken connection: %s", conn)
+            return False
+        return True
+
+    @locked
+    def _take_all_idle(self, owner: Any) -> list[Any]:
+        idle = list(self._pool)
+        self._members.update(dict.fromkeys(idle, owner))
+        self._pool.clear()
+        self._maybe_grow_pool()
+        return idle[::-1]
 
     def _check_connection(self, conn: Any) -> None:
         if not self._is_checked_by(self._members.get(conn, OTHERS)):
@@ -328,9 +380,9 @@ class RealPool(ConnectionPool[Any]):
         self._reset_connection(conn)
         if conn.pgconn.transaction_status == UNKNOWN:
             if from_getconn:
-                self._stats["connections_lost"] += 1
+                self._count("connections_lost")
             else:
-                self._stats["returns_bad"] += 1
+                self._count("returns_bad")
             _of_parent.warning("discarding closed connection: %s", conn)
             self._replace(conn)
             self._tell_closed("broken")
@@ -375,6 +427,7 @@ class RealPool(ConnectionPool[Any]):
         conn = self._pop_idle(owner)
         if conn is not None:
             return conn, None
+        self._replace_what_is_lost_by(owner)
         if self.max_waiting and len(self._waiting) >= self.max_waiting:
             self._stats["requests_errors"] += 1
             raise TooManyRequests(
@@ -387,6 +440,14 @@ class RealPool(ConnectionPool[Any]):
         self.peak_waiting = max(self.peak_waiting, len(self._waiting))
         self._maybe_grow_pool()
         return None, place
+
+    def _replace_what_is_lost_by(self, owner: Any) -> None:
+        """Replace what an owner has lost that is about to wait: `reap()` finds it busy."""
+        borrower = owner() if isinstance(owner, ref) else None
+        if borrower is not None:
+            for conn, lent_to in self._list_members():
+                if lent_to is owner and borrower.lacks(conn):
+                    self._replace_lost(conn, owner)
 
     def _wait(self, place: Place, timeout: float) -> Any:
         began = monotonic()
@@ -405,15 +466,20 @@ class RealPool(ConnectionPool[Any]):
             return conn
         except BaseException as error:
             if isinstance(error, Exception) and place.conn is None:
-                self._stats["requests_errors"] += 1
+                self._count("requests_errors")
             conn = self._leave(place)
             if conn is not None:  # interrupted, when it had just been given
                 self._add_to_pool(conn)
             raise
         finally:
             waited = monotonic() - began
-            self._stats["requests_wait_ms"] += int(waited * 1000)
+            self._count("requests_wait_ms", int(waited * 1000))
             self._note_wait(waited)
+
+    @locked
+    def _count(self, what: str, by: int = 1) -> None:
+        # Of two threads that add without a lock, one is lost.
+        self._stats[what] += by
 
     @locked
     def _leave(self, place: Place) -> Any:
@@ -430,19 +496,22 @@ class RealPool(ConnectionPool[Any]):
     # ##### Connecting #####
 
     def _connect(self, *args: Any, **kwargs: Any) -> Any:
-        began = monotonic()
+        began, me = monotonic(), greenlets.current()
+        self._connecting.add(me)
         try:
             conn = super()._connect(*args, **kwargs)
         except Exception as error:
-            self.last_error = copy(error)  # without the frames that it went through
+            if self._is_inherited:
+                greenlets.park()
+            why = self.last_error = copy(error)  # without the frames that it went through
             if observers.listening:
                 seconds = monotonic() - began
-                observers.tell_later(
-                    "connection_failed", self.alias, seconds, self.last_error
-                )
+                observers.tell_later("connection_failed", self.alias, seconds, why)
             if not self.has_connected:
-                self._fail_all()
+                self._fail_all(why)
             raise
+        finally:
+            self._connecting.discard(me)
         self.last_error, self.has_connected = None, True
         if observers.listening:
             observers.tell_later("connection_made", self.alias, monotonic() - began)
@@ -456,14 +525,15 @@ class RealPool(ConnectionPool[Any]):
         # The parent goes on trying for its whole timeout.  A wrong password is reported at
         # once, as without a pool.
         # Not so once it has given up trying: then it is to begin again.
-        if self.last_error is not None and not self.has_connected and self._nconns > 0:
+        why = self.last_error  # read once: a worker may succeed meanwhile
+        if why is not None and not self.has_connected and self._nconns > 0:
             self._stats["requests_errors"] += 1
-            raise copy(self.last_error)
+            raise copy(why)
 
     @locked
-    def _fail_all(self) -> None:
+    def _fail_all(self, why: Exception) -> None:
         while self._waiting:
-            self._waiting.popleft().fail(copy(self.last_error))  # type: ignore[arg-type]
+            self._waiting.popleft().fail(copy(why))
 
     def schedule_task(self, task: Any, delay: float) -> None:
         if getattr(task, "attempt", None) is not None:
@@ -474,6 +544,16 @@ class RealPool(ConnectionPool[Any]):
                 delay = min(delay, _RETRY_WITHIN)
             task = _Retry(task, self._retries, is_probe)
         super().schedule_task(task, delay)
+
+    def abandon(self) -> None:
+        """In a forked child: do nothing more, though a fork copies this pool's greenlets.
+
+        What they are connecting is the parent's, and is cut off.
+        """
+        self._closed = self._is_inherited = True
+        greens = [each for each in self._connecting if isinstance(each, Green)]
+        sockets = [waits_on(each.frame()) for each in greens]
+        cut([each for each in sockets if each is not None])
 
     # ##### Losing and replacing #####
 
@@ -521,15 +601,17 @@ class RealPool(ConnectionPool[Any]):
                     self._forget_closed(conn)
             elif isinstance(owner, ref):
                 borrower = owner()
-                if (borrower is None or borrower.has_lost(conn)) and self._replace_if(
-                    conn, owner
-                ):
-                    logger.warning(
-                        "a thread was interrupted while it got a connection from %r or "
-                        "gave it back: the connection is replaced",
-                        self.name,
-                    )
-                    self._tell_closed("lost")
+                if borrower is None or borrower.has_lost(conn):
+                    self._replace_lost(conn, owner)
+
+    def _replace_lost(self, conn: Any, owner: Any) -> None:
+        if self._replace_if(conn, owner):
+            logger.warning(
+                "a thread was interrupted while it got a connection from %r or "
+                "gave it back: the connection is replaced",
+                self.name,
+            )
+            self._tell_closed("lost")
 
     @locked
     def _forget_closed(self, conn: Any) -> None:
@@ -597,7 +679,7 @@ class _Retry:
 
     def tick(self) -> None:
         try:
-            self._waiting.remove(self)
+            self._waiting.remove(self)  # one step: of two threads, one finds it
         except ValueError:
             return  # it was made already
         self._task.tick()

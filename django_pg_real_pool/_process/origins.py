@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from _thread import get_ident
 from types import FrameType
 from typing import Any
 
@@ -13,7 +14,7 @@ _PASSED_OVER = frozenset(
     {
         *("django", "django_pg_real_pool", "asgiref", "contextlib", "threading", "queue"),
         *("psycopg", "psycopg_pool", "sqlalchemy", "dj_db_conn_pool", "concurrent"),
-        *("asyncio", "debug_toolbar"),
+        *("gevent", "eventlet", "selectors", "asyncio", "debug_toolbar"),
     }
 )
 
@@ -21,6 +22,21 @@ _PASSED_OVER = frozenset(
 def find_origin() -> str:
     """Return the user's code that is being run by the calling thread."""
     return describe_frame(sys._getframe(1))
+
+
+def frames() -> dict[int, FrameType]:
+    """Return the innermost frame of each thread that can be looked at, by its identity.
+
+    Without the GIL that is the caller's own.  The others run while they are looked at, and
+    to read a running frame's variables can crash the interpreter.
+    """
+    if _has_gil():
+        return sys._current_frames()
+    return {get_ident(): sys._getframe(1)}
+
+
+def _has_gil() -> bool:
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 def _is_passed_over(frame: FrameType) -> bool:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from . import registry
+from . import greenlets, registry
+from .locks import locked
 
 logger = logging.getLogger("django_pg_real_pool")
 
@@ -23,21 +24,36 @@ INTERVAL = 0.5
 #: What is to be done soon, on the reaper's thread.  SimpleQueue, because putting
 #: something there must be safe in a finaliser.
 _tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
-_lock = threading.Lock()
-_thread: threading.Thread | None = None
+
+
+class _Starter:
+    """Starts the one thread, whoever needs it first."""
+
+    def __init__(self) -> None:
+        #: See `locked`.  Only within is `thread` written.
+        self._lock, self._holder = threading.RLock(), 0
+        self.thread: threading.Thread | None = None
+
+    def is_running(self) -> bool:
+        thread = self.thread
+        return thread is not None and thread.is_alive()
+
+    @locked
+    def start(self) -> None:
+        if not self.is_running():
+            thread = self.thread = threading.Thread(
+                target=_run, name="django-pg-real-pool-reaper", daemon=True
+            )
+            thread.start()
+
+
+_starter = _Starter()
 
 
 def start() -> None:
     """Start the reaper's thread if it is not running."""
-    global _thread
-    if _thread is not None and _thread.is_alive():
-        return
-    with _lock:
-        if _thread is None or not _thread.is_alive():
-            _thread = threading.Thread(
-                target=_run, name="django-pg-real-pool-reaper", daemon=True
-            )
-            _thread.start()
+    if not _starter.is_running():
+        _starter.start()
 
 
 def run_soon(task: Callable[[], None]) -> None:
@@ -50,29 +66,30 @@ def forget() -> Any:
 
     Returns what must not be collected as long as the child lives.
     """
-    global _lock, _thread, _tasks
+    global _starter, _tasks
     tasks = _tasks
-    _lock = threading.Lock()
-    _tasks = SimpleQueue()
-    _thread = None
+    _starter, _tasks = _Starter(), SimpleQueue()
     return tasks
 
 
 def _run() -> None:
+    tasks = _tasks
     next_look = time.monotonic() + INTERVAL
-    while True:
-        _run_task(next_look - time.monotonic())
+    while tasks is _tasks:
+        _run_task(tasks, next_look - time.monotonic())
         if time.monotonic() >= next_look:
             reap()
             next_look = time.monotonic() + INTERVAL
+    greenlets.park()
 
 
-def _run_task(timeout: float) -> None:
+def _run_task(tasks: SimpleQueue[Callable[[], None]], timeout: float) -> None:
     try:
-        task = _tasks.get(timeout=max(0.0, timeout))
+        task = tasks.get(timeout=max(0.0, timeout))
     except Empty:
         return
-    _survive(task)
+    if tasks is _tasks:
+        _survive(task)
 
 
 def _survive(task: Callable[[], None]) -> None:

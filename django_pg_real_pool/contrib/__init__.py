@@ -1,1 +1,1 @@
-"""Integrations with other packages, each imported only by who uses it."""
+"""For other packages: each module needs one that this one does not depend on."""

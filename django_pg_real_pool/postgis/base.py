@@ -2,11 +2,11 @@
 
 from collections import Counter
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 from django.contrib.gis.db.backends.postgis import base
 
 from .._backend.factory import make_release_backend
+from .._process.weak import WeakMap
 
 
 class PooledWrapper(base.DatabaseWrapper):
@@ -20,7 +20,7 @@ class PooledWrapper(base.DatabaseWrapper):
     #: How often the types of an alias were looked for.
     _searches: ClassVar[Counter[str]] = Counter()
     #: After which of these searches a connection got its adapters.
-    _registered: ClassVar[WeakKeyDictionary[Any, int]] = WeakKeyDictionary()
+    _registered: ClassVar[WeakMap[Any, int]] = WeakMap()
 
     def register_geometry_adapters(
         self, pg_connection: Any, clear_caches: bool = False

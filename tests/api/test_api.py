@@ -473,7 +473,7 @@ def test_a_stock_alias_can_not_be_asked(alias: str) -> None:
     with pytest.raises(ImproperlyConfigured) as caught:
         assert_released(STOCK_OF[alias])
     assert str(caught.value) == (
-        f"assert_released() can't speak for the database alias {STOCK_OF[alias]!r}: its "
+        f"assert_released() can't answer for the database alias {STOCK_OF[alias]!r}: its "
         f"ENGINE is {engine!r}, which does not release early."
     )
     with pytest.raises(ConnectionDoesNotExist):

@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import InterfaceError, close_old_connections, connections, transaction
+from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
 from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 from helpers import (
     backend_pid,
@@ -312,6 +313,24 @@ def test_an_override_runs_as_often_as_its_author_expects(
         if name in PER_CALL and name not in ("get_autocommit", "set_autocommit"):
             assert calls.count(name) == PER_CALL[name]
     assert census(alias).in_use == 0
+
+
+def test_a_base_that_asks_for_a_token_asks_when_its_pool_is_made() -> None:
+    """D6: not for each request, if its author says that it is about the connection."""
+    asked = []
+
+    class Base(StockWrapper):
+        def get_connection_params(self) -> dict[str, Any]:
+            asked.append(self)
+            return super().get_connection_params()
+
+    engine = make_release_backend(Base, once_per_connection=["get_connection_params"])
+    with installed("native", engine) as wrapper:
+        wrapper.close_pool()
+        for _ in range(5):
+            one_query(wrapper)
+            wrapper.close()
+        assert len(asked) == 1
 
 
 @WAYS

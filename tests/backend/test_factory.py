@@ -24,8 +24,7 @@ from settings import DATABASES, STOCK_OF
 
 import django_pg_real_pool
 from django_pg_real_pool import ConnectionReleaseMixin, make_release_backend
-from django_pg_real_pool._pools import Pool
-from django_pg_real_pool._pools.native import NativePool
+from django_pg_real_pool._pools.native import DjangosPool, NativePool
 
 WANTED = "make_release_backend() wants a Django DatabaseWrapper class"
 
@@ -136,7 +135,7 @@ def test_an_override_may_be_said_to_be_about_a_connection(said: str) -> None:
     once: dict[str, Any] = {"once_per_connection": hooks}
 
     plain: Any = make_release_backend(type("Plain", (stock,), dict(namespace)))
-    assert type(plain._hooks.pool) is Pool
+    assert type(plain._hooks.pool) is DjangosPool
     assert plain._hooks.init_every_time
 
     made: Any
@@ -147,7 +146,7 @@ def test_an_override_may_be_said_to_be_about_a_connection(said: str) -> None:
     else:
         base = type("Base", (stock,), namespace)
         made = type("Made", (ConnectionReleaseMixin, base), dict(once))
-    assert isinstance(made._hooks.pool, NativePool)
+    assert type(made._hooks.pool) is NativePool
     assert not made._hooks.init_every_time
 
 
@@ -159,6 +158,12 @@ def test_what_can_not_be_said_is_refused() -> None:
     assert str(caught.value).endswith(
         "once_per_connection can't have 'close', 'cursor'; valid names are: "
         "get_connection_params, get_new_connection, init_connection_state."
+    )
+    with pytest.raises(ImproperlyConfigured) as caught:
+        make_release_backend(base, once_per_connection="get_new_connection")
+    assert str(caught.value).endswith(
+        "once_per_connection is 'get_new_connection'; pass a list of names: "
+        "['get_new_connection']."
     )
     make_release_backend(base, once_per_connection=["get_new_connection"])
 
@@ -202,7 +207,7 @@ def test_a_class_that_is_no_wrapper_is_refused(given: Any, named: str) -> None:
         make_release_backend(given)
     assert str(caught.value) == (
         f"{WANTED}, a subclass of django.db.backends.base.base.BaseDatabaseWrapper; "
-        f"{named} is none."
+        f"{named} is not one."
     )
 
 
@@ -224,9 +229,9 @@ def test_a_made_class_is_refused(alias: str) -> None:
             make_release_backend(given)
         name = f"{given.__module__}.{given.__qualname__}"
         assert str(caught.value) == (
-            f"{WANTED} that releases late, but {name} was made by it already."
+            f"{WANTED}, but {name} was made by make_release_backend() already."
         )
-    with pytest.raises(TypeError, match="was made by it already"):
+    with pytest.raises(TypeError, match=r"was made by make_release_backend\(\) already"):
         make_release_backend(ConnectionReleaseMixin)
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -49,6 +50,33 @@ def test_a_socket_is_looked_at_with_what_there_is(
     assert not any(look() for look in looks)
     other.close()
     assert all(look() for look in looks)
+
+
+@pytest.mark.parametrize("lacking", ["nothing", "ctypes", "poll"])
+def test_a_closed_socket_is_to_be_looked_at(
+    lacking: str, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F2: poll() tells that it is closed; select(), as on Windows, raises."""
+    if lacking != "nothing":
+        monkeypatch.setitem(sys.modules, "ctypes", None)
+    if lacking == "poll":
+        monkeypatch.delattr(select, "poll")
+    mine, _ = pair
+    # Far from those that other threads may open meanwhile.
+    high = 900
+    os.dup2(mine.fileno(), high)
+    looks: list[Callable[[], Any]] = [peeker(high), partial(waiter(high), 0.01)]
+    assert not any(look() for look in looks)
+    os.close(high)
+    assert all(look() for look in looks)
+
+
+def test_a_socket_without_a_number_is_to_be_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """F2: -1 is what a closed socket of Python's says; select() takes it for an error."""
+    monkeypatch.delattr(select, "poll")
+    assert waiter(-1)(0.0)
 
 
 def test_where_nothing_forks_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from django.db import connections, transaction
 
 from bench.site import create_table, database, model, set_up
+from django_pg_real_pool import observers
 from django_pg_real_pool._session import changes_session
 
 CONNECTIONS = 4
@@ -31,6 +32,9 @@ STATEMENT = (
     'WHERE "shop_customer"."email" = %s ORDER BY "shop_order"."id" DESC LIMIT 21'
 )
 
+#: As ours, with an observer that does as little as one that counts.
+OBSERVED = "ours, observed"
+
 ALIASES = {
     "stock": database("stock", CONNECTIONS),
     "ours": database("ours", CONNECTIONS),
@@ -38,6 +42,7 @@ ALIASES = {
     "ours, checks": database("ours", CONNECTIONS, CONN_HEALTH_CHECKS=True),
     "dj stock": database("dj_stock", CONNECTIONS),
     "dj ours": database("dj_ours", CONNECTIONS),
+    OBSERVED: database("ours", CONNECTIONS),
 }
 #: For the floor: a pool as Django makes it, that nobody else uses.
 FLOOR = database("stock", CONNECTIONS)
@@ -132,14 +137,29 @@ def main(rounds: int, file: Path) -> None:
 
     taken: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     gc.freeze()
+    observer = Counting()
     for number in range(rounds):
         for name, variants in by_operation.items():
             # Each is the first in turn: what comes after another operation is slower.
             first = number % len(variants)
             for alias, operation, times in variants[first:] + variants[:first]:
+                if alias == OBSERVED:
+                    observers.add(observer)
                 taken[name][alias].append(measure(operation, times))
+                observers.remove(observer)
     file.write_text(json.dumps(taken))
     connections.close_all()
+
+
+class Counting(observers.Observer):
+    """Counts leases, and sums their seconds up."""
+
+    leases = 0
+    seconds = 0.0
+
+    def given_back(self, lease: observers.Lease) -> None:
+        self.leases += 1
+        self.seconds += lease.seconds
 
 
 def measure(operation: Callable[[], object], times: int) -> float:

@@ -11,7 +11,10 @@ PAIRS = [
     ("stock", "ours"),
     ("stock, checks", "ours, checks"),
     ("dj stock", "dj ours"),
+    ("ours", "ours, observed"),
 ]
+#: What is said of a pair, after the operation.
+LABELS = {"stock, checks": ", checks", "dj stock": ", dj", "ours": ", observed beside ours"}
 
 
 def operations(taken: dict[str, dict[str, list[float]]]) -> str:
@@ -25,7 +28,7 @@ def operations(taken: dict[str, dict[str, list[float]]]) -> str:
         if name in ("floor", "session check"):
             continue
         for stock, ours in PAIRS:
-            label = name + stock.removeprefix("stock").replace("dj stock", ", dj")
+            label = name + LABELS.get(stock, "")
             left, right = (statistics.median(aliases[each]) for each in (stock, ours))
             # Round by round, for what slows a round down slows down both.
             rounds = zip(aliases[ours], aliases[stock], strict=True)

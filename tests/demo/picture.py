@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from demo.run import Run
+from demo.themes import THEMES, Theme
 
 WINDOWS = 24
 
 
-@dataclass(frozen=True)
-class Theme:
-    name: str
-    background: str
-    ink: str
-    soft: str
-    faint: str
-    stock: str
-    ours: str
-
-
-THEMES = [
-    Theme("light", "#ffffff", "#1f2328", "#59636e", "#d9dee3", "#c2410c", "#0969da"),
-    Theme("dark", "#0d1117", "#e6edf3", "#9198a1", "#30363d", "#f0883e", "#58a6ff"),
-]
+#: Inches.  The text is 10 points and more, so that it is readable at half a page's width.
+WIDTH = 5.6
+DPI = 286
 
 
 def draw(stock: Run, ours: Run, directory: Path) -> list[Path]:
@@ -39,7 +27,7 @@ def draw(stock: Run, ours: Run, directory: Path) -> list[Path]:
     for theme in THEMES:
         file = directory / f"demo-{theme.name}.png"
         with rc_context(style(theme)):
-            _figure(stock, ours, theme).savefig(file, dpi=160)
+            _figure(stock, ours, theme).savefig(file, dpi=DPI)
         files.append(file)
     return files
 
@@ -67,61 +55,61 @@ def style(theme: Theme) -> Any:
 
 
 def _figure(stock: Run, ours: Run, theme: Theme) -> Figure:
-    figure = Figure(figsize=(10, 4.4))
+    figure = Figure(figsize=(WIDTH, 3.6))
     left, right = figure.subplots(1, 2)
     figure.text(
         0.015,
-        0.925,
+        0.935,
         f"{stock.threads} threads behind {stock.connections} connections: "
         "only ENGINE differs",
-        fontsize=14,
+        fontsize=12,
         fontweight="bold",
     )
     figure.text(
         0.015,
-        0.865,
-        "each request goes to the database three times, "
-        f"with {stock.other_work * 1000:.0f} ms of other work in between",
+        0.86,
+        f"a request: three queries, {stock.other_work * 1000:.0f} ms of other work between",
         color=theme.soft,
     )
-    _draw_connections(left, stock, theme.stock, theme)
-    _draw_connections(left, ours, theme.ours, theme)
-    _draw_requests(right, stock, theme.stock, theme, label_at=0.98)
-    _draw_requests(right, ours, theme.ours, theme, label_at=0.65)
+    _draw_connections(left, stock, "stock", theme.stock, theme)
+    _draw_connections(left, ours, "ours", theme.ours, theme)
+    _draw_requests(right, stock, "stock", theme.stock, theme, label_at=0.98)
+    _draw_requests(right, ours, "ours", theme.ours, theme, label_at=0.6)
 
-    left.set_title("connections in use", loc="left", fontsize=11)
+    left.set_title("connections in use", loc="left", fontsize=10.5)
     left.set_ylim(0, stock.connections * 1.25)
     left.set_yticks(range(stock.connections + 1))
-    right.set_title("requests done", loc="left", fontsize=11)
+    right.set_title("requests done", loc="left", fontsize=10.5)
     right.set_ylim(0)
     for axes in (left, right):
         axes.set_xlim(0, stock.seconds)
         axes.set_xlabel("seconds")
-    figure.tight_layout(rect=(0, 0, 1, 0.85), w_pad=3)
+    figure.tight_layout(rect=(0, 0, 1, 0.86), w_pad=1)
     return figure
 
 
-def _draw_connections(axes: Any, run: Run, colour: str, theme: Theme) -> None:
+def _draw_connections(axes: Any, run: Run, name: str, colour: str, theme: Theme) -> None:
     in_use = run.in_use(WINDOWS)
     width = run.seconds / WINDOWS
     edges = [width * window for window in range(WINDOWS + 1)]
-    axes.stairs(in_use, edges, color=colour, linewidth=2)
+    axes.stairs(in_use, edges, color=colour, linewidth=1.5)
     axes.stairs(in_use, edges, color=colour, alpha=0.12, fill=True)
-    text = f"{run.in_use()[0]:.2f} on average"
-    _label(axes, run, text, (width, max(in_use)), "left", colour, theme)
+    text = f"{name}: {run.in_use()[0]:.2f} on average"
+    _label(axes, text, (width / 2, max(in_use)), "left", colour, theme)
 
 
-def _draw_requests(axes: Any, run: Run, colour: str, theme: Theme, label_at: float) -> None:
+def _draw_requests(
+    axes: Any, run: Run, name: str, colour: str, theme: Theme, label_at: float
+) -> None:
     ends = run.ends()
-    axes.plot([0, *ends], range(len(ends) + 1), color=colour, linewidth=2)
-    text = f"{run.requests_per_second():.0f} per second"
+    axes.plot([0, *ends], range(len(ends) + 1), color=colour, linewidth=1.5)
+    text = f"{name}: {run.requests_per_second():.0f}\nper second"
     at = int(len(ends) * label_at)
-    _label(axes, run, text, (ends[at], at), "right", colour, theme)
+    _label(axes, text, (ends[at], at), "right", colour, theme)
 
 
 def _label(
     axes: Any,
-    run: Run,
     text: str,
     at: tuple[float, float],
     side: str,
@@ -129,13 +117,12 @@ def _label(
     theme: Theme,
 ) -> None:
     axes.annotate(
-        f"{run.engine}\n{text}",
+        text,
         at,
-        xytext=(0, 5),
+        xytext=(0, 4),
         textcoords="offset points",
         ha=side,
         color=colour,
-        fontsize=9.5,
         fontweight="bold",
         path_effects=[withStroke(linewidth=3, foreground=theme.background)],
     )

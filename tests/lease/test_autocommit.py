@@ -11,6 +11,7 @@ from django.core import signals
 from django.db import (
     DatabaseError,
     IntegrityError,
+    InterfaceError,
     close_old_connections,
     connections,
     transaction,
@@ -20,6 +21,8 @@ from items import Item
 from settings import MANUAL_OF, STOCK_OF
 from side_by_side import Program, assert_same, describe, observe, rolled_back
 from traffic import warm_up
+
+from django_pg_real_pool._lease.facts import Transaction
 
 
 @pytest.fixture(autouse=True)
@@ -467,3 +470,19 @@ def test_an_open_transaction_is_never_given_to_somebody_else(
             assert cursor.fetchone() == (0,)
         db.commit()
     assert observer.execute("SELECT count(*) FROM item").fetchone() == (0,)
+
+
+def test_a_cursor_of_an_earlier_lease_begins_no_transaction(
+    alias: str, wrapper: Any
+) -> None:
+    """R5, D2: it refuses, so the explicit connect goes on after a rollback()."""
+    cursor = wrapper.cursor()
+    wrapper.close()
+    wrapper.set_autocommit(False)
+    wrapper.ensure_connection()
+    with pytest.raises(InterfaceError):
+        cursor.execute("SELECT 1")
+    assert wrapper._lease.transaction is Transaction.NONE
+    wrapper.rollback()
+    assert wrapper.connection is not None
+    wrapper.close()

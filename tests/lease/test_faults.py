@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
@@ -16,7 +17,8 @@ import pytest
 from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
 from faults import PLAIN, POOLED, census, extra_alias
-from helpers import backend_pid, installed, wait_until
+from helpers import backend_pid, has_gil, installed, wait_until
+from psycopg_pool import ConnectionPool
 from second_server import HOST, PASSWORD, USER, Server, free_port
 from tcp_proxy import Proxy
 
@@ -411,8 +413,10 @@ def test_exhausted_pool_says_who_holds_what_and_where(alias: str) -> None:
         assert "in use 1" in text
         assert "idle 0" in text
         assert "thread 'night shift' for 0." in text
-        assert "(open cursor), now at " in text
-        assert "in hold" in text  # the function of this file that the thread is in
+        assert "(open cursor)" in text
+        if has_gil():  # else no other thread can be looked into
+            assert "(open cursor), now at " in text
+            assert "in hold" in text  # the function of this file that the thread is in
         select_one(name)
 
 
@@ -442,7 +446,10 @@ def test_pool_status_tells_of_each_lease(alias: str) -> None:
 
         assert [lease.thread for lease in status.leases] == ["first", "second"]
         assert {lease.holds for lease in status.leases} == {("open cursor",)}
-        assert all("in hold" in str(lease.where) for lease in status.leases)
+        if has_gil():
+            assert all("in hold" in str(lease.where) for lease in status.leases)
+        else:
+            assert {lease.where for lease in status.leases} == {None}
         assert pool_status(name).leases == ()
 
 
@@ -507,6 +514,92 @@ def test_reason_why_no_connection_can_be_configured_is_told() -> None:
         with pytest.raises(OperationalError, match="not on a Tuesday"):
             wrapper.cursor()
         assert time.monotonic() - started < 5
+
+
+def overriding(name: str) -> Any:
+    """Return an engine whose base has a method of its own in the way to Django's pool."""
+
+    def override(self: Any, *args: Any) -> Any:
+        return getattr(super(base, self), name)(*args)
+
+    base: Any = type("Base", (StockWrapper,), {name: override, "__module__": "users.base"})
+    return make_release_backend(base)
+
+
+WAYS = ["get_new_connection", "get_connection_params", "_close"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("cause", CANT_CONNECT)
+def test_reason_is_told_through_a_base_of_ones_own(
+    second_server: Server, cause: str, way: str
+) -> None:
+    """F5: at once, whatever the base overrides."""
+    given, reason = CANT_CONNECT[cause]
+    changes = settings_of(second_server, **given)
+    if cause == "refused port":
+        changes["PORT"] = free_port()
+    name = "bad_native"
+    with (
+        extra_alias(name, "native", timeout=30.0, connects=False, **changes),
+        installed(name, overriding(way)) as wrapper,
+    ):
+        started = time.monotonic()
+        with pytest.raises(OperationalError, match=reason):
+            wrapper.cursor()
+        assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_base_of_ones_own_has_the_pool_that_the_settings_say(
+    second_server: Server, way: str
+) -> None:
+    """F4, F5, P3: it is told who holds the pool, its census, and that its server has gone."""
+    name = "lost_native"
+    with (
+        extra_alias(name, "native", size=1, timeout=0.5, **settings_of(second_server)),
+        installed(name, overriding(way)) as wrapper,
+    ):
+        first = backend_pid(name)
+        assert pool_status(name).census.max_size == 1
+        with wrapper.cursor():
+            error = in_a_thread(lambda: overriding_in_a_thread(wrapper))
+        assert "for database alias 'lost_native' in 0.5" in error
+        assert "size 1, at most 1, in use 1" in error
+        assert "Held by: thread 'MainThread'" in error
+        wrapper.close_pool()
+        assert backend_pid(name) != first
+        second_server.stop("fast")
+        try:
+            with pytest.raises(OperationalError, match="can't connect to the server: conn"):
+                wrapper.cursor()
+        finally:
+            second_server.start()
+
+
+def test_a_pool_of_a_bases_own_says_what_can_be_known(caplog: Any) -> None:
+    """F4, F5: why psycopg_pool can't connect, it only logs; and the message says so."""
+    nowhere = f"host={HOST} port={free_port()}"
+    made = ConnectionPool(nowhere, min_size=1, timeout=0.3, open=False)
+    base = type("Base", (StockWrapper,), {"pool": made, "__module__": "users.base"})
+    with (
+        closing(made),
+        installed("native", make_release_backend(base)) as wrapper,
+        pytest.raises(OperationalError) as caught,
+    ):
+        wrapper.cursor()
+    assert re.fullmatch(
+        r"couldn't get a connection for database alias 'native' in 0\.\d\d s: perhaps the pool "
+        r"can't connect to the server, then the log of psycopg\.pool says why\. pool of .*"
+        r"Held by: no wrapper",
+        str(caught.value),
+    )
+    assert "Connection refused" in caplog.text
+
+
+def overriding_in_a_thread(wrapper: Any) -> None:
+    with installed(wrapper.alias, type(wrapper)) as another:
+        another.cursor()
 
 
 def test_who_has_gone_does_not_wait(alias: str, second_server: Server) -> None:

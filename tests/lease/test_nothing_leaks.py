@@ -100,6 +100,8 @@ def test_a_connection_that_can_not_be_set_up_goes_back(
         if how == "pin":
             with pin_connection(warm):
                 pass
+        elif how == "cursor":
+            wrapper.cursor().close()
         else:
             getattr(wrapper, how)()
 
@@ -117,8 +119,8 @@ def test_a_connection_that_can_not_be_set_up_goes_back(
             except errors:
                 assert not is_leased(warm)
                 raise
-            else:
-                # A base that does not ask for it needs no such thing.
+            else:  # a base that does not ask for it needs no such thing
+                stack.close()
                 wrapper.close()
     connections[warm].close()
     assert_usable(warm, observer)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import InternalError, ProgrammingError, close_old_connections, connections
-from django.db.transaction import atomic
+from django.db.transaction import atomic, set_autocommit
 from faults import extra_alias
 from helpers import backend_pid, census, wait_until
 from leases import Stop
@@ -339,3 +341,41 @@ def test_a_proxy_of_an_older_sqlalchemy_is_kept_from_its_end() -> None:
     record = SimpleNamespace(fairy_ref="a reference")
     _forget_end(SimpleNamespace(_connection_record=record))
     assert record.fairy_ref is None
+
+
+@contextmanager
+def cut_short() -> Iterator[None]:
+    """Raise `Stop` where an answer of the server is waited for."""
+
+    def wait(gen: Any, *args: Any, **kwargs: Any) -> Any:
+        next(gen)  # it is sent
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psycopg.waiting, "wait", wait)
+        with pytest.raises(Stop):
+            yield
+
+
+def test_a_commit_that_is_cut_short_says_by_what(alias: str, wrapper: Any) -> None:
+    """R3: by a time limit, say; psycopg would refuse to change the mode, in its place."""
+    block = atomic(using=alias)
+    block.__enter__()
+    backend_pid(alias)
+    with cut_short():
+        block.__exit__(None, None, None)
+    assert wrapper.connection is None
+    assert wrapper.autocommit
+    wait_until(lambda: census(alias).in_use == 0, "the connection is replaced")
+
+
+def test_a_commit_by_hand_that_is_cut_short_is_over(alias: str, wrapper: Any) -> None:
+    """R3, D2: whatever came of it."""
+    set_autocommit(False, using=alias)
+    backend_pid(alias)
+    with cut_short():
+        wrapper.commit()
+    assert wrapper.connection is None
+    set_autocommit(True, using=alias)
+    wait_until(lambda: census(alias).in_use == 0, "the connection is replaced")
+    assert backend_pid(alias)

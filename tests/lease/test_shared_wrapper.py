@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
-from django.db import ProgrammingError, connections
+from django.db import DatabaseError, ProgrammingError, connections
 from django.db.transaction import atomic
 from faults import extra_alias
 from helpers import DEADLINE, backend_pid, installed, wait_until
@@ -266,3 +266,54 @@ def test_the_pool_is_whole_after_a_block_that_could_not_be_left(
         assert all_of_it.db.connection is None
         left = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in trans%'"
         assert observer.execute(left).fetchone() == (0,)
+
+
+class _Held:
+    """Django's lock, if an interruption has left it held: whoever takes it waits for ever."""
+
+    def __enter__(self) -> None:
+        raise AssertionError("it would wait for ever")
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+
+def test_djangos_lock_on_its_count_of_sharers_is_not_taken(
+    alias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3: from Python 3.14 on, an interruption can leave it held."""
+    db: Any = connections[alias]
+    monkeypatch.setattr(db, "_thread_sharing_lock", _Held())
+    with atomic(using=alias):
+        backend_pid(alias)
+    db.connect()
+    db.connect()
+    with db.cursor() as cursor:
+        closing = threading.Thread(target=cursor.close)
+        closing.start()
+        closing.join()
+        db._lease.reap()
+        db._lease.cut_if_stuck()
+    assert backend_pid(alias)
+    assert db.connection is None
+
+
+def test_only_who_shares_a_wrapper_may_use_it(alias: str) -> None:
+    """D1: it is told so, as on stock."""
+    db: Any = connections[alias]
+    found: list[bool] = []
+
+    def use() -> None:
+        try:
+            db.validate_thread_sharing()
+        except DatabaseError:
+            found.append(False)
+        else:
+            found.append(True)
+
+    for change in (lambda: None, db.inc_thread_sharing, db.dec_thread_sharing):
+        change()
+        using = threading.Thread(target=use)
+        using.start()
+        using.join()
+    assert found == [False, True, False]

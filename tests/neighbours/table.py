@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "neighbours.md"
-HEAD = "| neighbour | versions | with | tests | not run | on |"
+HEAD = "| neighbour | versions | Python, Django | passed | not run, and why | on |"
 
 #: What each test came to: "passed", "failed", "skipped", or "meant to differ".
 _outcomes: Counter[str] = Counter()
@@ -47,10 +47,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def row_of(name: str) -> str:
     packages = os.environ.get("REAL_POOL_NEIGHBOUR_PACKAGES", "").split()
     versions = ", ".join(f"{package} {version_of(package)}" for package in packages)
-    surroundings = f"Python {platform.python_version()}, Django {version_of('django')}"
-    result = ", ".join(
-        f"{_outcomes[each]} {each}" for each in ("passed", "failed") if _outcomes[each]
-    )
+    surroundings = f"{platform.python_version()}, {version_of('django')}"
+    result = str(_outcomes["passed"])
+    if _outcomes["failed"]:
+        result += f", **{_outcomes['failed']} failed**"
     not_run = [
         f"{_outcomes[each]} {each}: {'; '.join(sorted(reasons))}".replace(" skipped:", ":")
         for each, reasons in _reasons.items()
@@ -60,7 +60,7 @@ def row_of(name: str) -> str:
         name,
         versions,
         surroundings,
-        result or "none",
+        result,
         ". ".join(not_run),
         str(date.today()),
     ]
@@ -87,13 +87,16 @@ def _debian_version_of(package: str) -> str:
     return re.sub(r"^\d+:|[-+].*", "", shown) or "is not installed"
 
 
-def write_row(page: Path, row: str) -> None:
-    """Put a row into the page's table, in place of the one for the same neighbour."""
+def write_row(page: Path, row: str, head: str = HEAD, keys: int = 1) -> None:
+    """Put a row into the page's table, in place of the one for the same neighbour.
+
+    The first cells, as many as `keys`, tell a row from all others.
+    """
     lines = page.read_text(encoding="utf-8").splitlines()
-    first = lines.index(HEAD) + 2
+    first = lines.index(head) + 2
     end = first
     while end < len(lines) and lines[end].startswith("|"):
         end += 1
-    rows = {each.split("|")[1]: each for each in [*lines[first:end], row]}
+    rows = {tuple(each.split("|")[1 : keys + 1]): each for each in [*lines[first:end], row]}
     lines[first:end] = [rows[name] for name in sorted(rows)]
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -97,6 +97,7 @@ def test_a_page_has_the_spans_that_it_has_on_stock(alias: str) -> None:
             visit(name)
             spans = traced.exporter.get_finished_spans()
             (request,) = [each for each in spans if each.kind.name == "SERVER"]
+            assert request.attributes is not None
             assert request.attributes["http.route"] == "<str:alias>/page/"
             queries = [each for each in traced.take("CLIENT") if each.parent]
             assert {each.parent.span_id for each in queries} == {request.context.span_id}

@@ -104,7 +104,7 @@ def test_an_unnamed_override_is_run_at_each_checkout() -> None:
     for _ in range(5):
         backend_pid(PLAIN)
     assert counted.grown()["connections"] == 5
-    assert not isinstance(connections[PLAIN]._hooks.pool, NativePool)  # type: ignore[attr-defined]
+    assert type(connections[PLAIN]._hooks.pool) is not NativePool  # type: ignore[attr-defined]
 
 
 def test_the_named_overrides_let_the_pool_be_known() -> None:

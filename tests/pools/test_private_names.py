@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import inspect
 import sys
+import sysconfig
 import textwrap
 import threading
 import time
@@ -51,7 +52,7 @@ from django_pg_real_pool._backend.names import (
     undecorated,
 )
 from django_pg_real_pool._drivers.psycopg3 import Psycopg, _attributes, _client_side
-from django_pg_real_pool._lease.setup import TRANSACTION_STATE
+from django_pg_real_pool._lease.facts import TRANSACTION_STATE
 from django_pg_real_pool._pools import real_pool
 from django_pg_real_pool._pools.native import was_closed
 from django_pg_real_pool._pools.queue import _forget_end, is_full
@@ -117,6 +118,8 @@ OF_PSYCOPG = {
     "_prepared": "the statements that it believes the session has prepared",
     "_read_only": "what `read_only` returns",
 }
+#: Attributes of `psycopg.Cursor`.
+OF_CURSORS = {"_query": "what it has sent last, as `query`, in bytes; after close(), too"}
 #: Attributes of `psycopg.adapt.AdaptersMap`.
 OF_ADAPTERS = {
     "_dumpers": "by format, and by class or its name",
@@ -134,6 +137,7 @@ OF_SQLALCHEMY = {
 OF_DJ_DB_CONN_POOL = {"_get_new_connection": "connect without the pool"}
 OF_PYTHON = {
     "_current_frames": "the innermost frame of each thread",
+    "_is_gil_enabled": "whether one thread at a time runs; absent before 3.13",
     "_getframe": "the frame of the caller",
 }
 OF_DJANGO = {
@@ -146,7 +150,7 @@ OF_DJANGO = {
 LISTS = {
     "pool": METHODS_OF_POOL | ATTRIBUTES_OF_POOL | OF_POOL_MODULE,
     "pooled": OF_POOLED_CONNECTION,
-    "psycopg": OF_PSYCOPG | OF_ADAPTERS,
+    "psycopg": OF_PSYCOPG | OF_ADAPTERS | OF_CURSORS,
     "sqlalchemy": OF_SQLALCHEMY,
     "dj_db_conn_pool": OF_DJ_DB_CONN_POOL,
     "python": OF_PYTHON,
@@ -377,6 +381,17 @@ def test_a_wrapper_knows_its_thread() -> None:
     wrapper.dec_thread_sharing()
 
 
+def test_a_wrapper_counts_who_shares_it() -> None:
+    wrapper: Any = connections["stock_native"].copy()
+    for count in (0, 1, 2):
+        assert wrapper._thread_sharing_count == count
+        assert wrapper.allow_thread_sharing is (count > 0)
+        wrapper.inc_thread_sharing()
+    for _ in range(3):
+        wrapper.dec_thread_sharing()
+    assert wrapper._thread_sharing_count == 0
+
+
 def test_djangos_pools_are_found_by_alias() -> None:
     backend_pid("stock_native")
     connections["stock_native"].close()
@@ -423,6 +438,15 @@ def test_a_frame_can_be_asked_for_and_each_threads_is_known() -> None:
     here = sys._getframe()
     assert here.f_code.co_name == "test_a_frame_can_be_asked_for_and_each_threads_is_known"
     assert sys._current_frames()[threading.get_ident()] is here
+
+
+@means("python", "_is_gil_enabled")
+def test_python_tells_whether_it_has_a_gil() -> None:
+    if sys.version_info < (3, 13):
+        assert not hasattr(sys, "_is_gil_enabled")
+    else:
+        is_without = sysconfig.get_config_var("Py_GIL_DISABLED")
+        assert sys._is_gil_enabled() or is_without
 
 
 # ##### psycopg_pool #####
@@ -985,6 +1009,22 @@ def test_what_was_notified_and_not_asked_for_is_kept(physical: Any) -> None:
     assert driver.reset(physical)
     assert not physical._notifies_backlog
     assert list(physical.notifies(timeout=0.05)) == []
+
+
+@means("psycopg", "_query")
+def test_a_cursor_keeps_what_it_has_sent_last(physical: Any) -> None:
+    driver, cursor = Psycopg(), physical.cursor()
+    assert not driver.may_have_begun(cursor)
+    for sent, may_have_begun in (
+        ("SELECT 'a beginning'", False),
+        ("start  transaction", True),
+        ("COMMIT", False),
+        ("SELECT 1; Begin", True),
+    ):
+        cursor.execute(sent)
+        assert driver.may_have_begun(cursor) is may_have_begun
+    cursor.close()
+    assert driver.may_have_begun(cursor)
 
 
 def test_a_connection_makes_all_cursors_by_one_method(physical: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from typing import Any
@@ -11,7 +12,17 @@ from typing import Any
 import pytest
 from django.db import Error, OperationalError, connections
 from django.db.transaction import atomic
-from helpers import backend_pid, census, forget_pool, installed, pool_of_one, wait_until
+from faults import extra_alias
+from helpers import (
+    DEADLINE,
+    backend_pid,
+    census,
+    forget_pool,
+    installed,
+    pool_of_one,
+    run_in_thread,
+    wait_until,
+)
 from leases import Stop
 from sqlalchemy import event
 
@@ -141,6 +152,72 @@ def test_a_full_pool_lets_the_first_in_line_have_what_comes_back(wrapper: Any) -
         each.close()
         assert not queue.is_full(pool)
         assert backend_pid(ALIAS)
+
+
+TIMEOUT = 2.0
+
+
+@pytest.fixture
+def lone() -> Iterator[str]:
+    """A pool with room for one connection, and the time that one may wait for it."""
+    with extra_alias("lone_dj", "dj", size=1, timeout=TIMEOUT) as name:
+        backend_pid(name)
+        yield name
+
+
+def line_of(alias: str) -> Any:
+    return connections[alias]._hooks.pool._lines[alias]  # type: ignore[attr-defined]
+
+
+def test_nobody_waits_for_longer_than_the_timeout(
+    lone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R10, F4: not first for its turn, and then as long for a connection."""
+    monkeypatch.setattr(queue, "_LOOK_AGAIN", 60.0)  # who comes first is told
+    waited: list[float] = []
+    has_one, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with pin_connection(lone):
+            has_one.set()
+            may_end.wait(DEADLINE)
+        connections.close_all()
+
+    def wait_in_vain() -> None:
+        began = time.monotonic()
+        with pytest.raises(OperationalError, match="couldn't get a connection"):
+            backend_pid(lone)
+        waited.append(time.monotonic() - began)
+
+    def is_in_line(count: int) -> bool:
+        return len(line_of(lone)) == count
+
+    with pin_connection(lone):
+        first, second = (threading.Thread(target=each) for each in (hold, wait_in_vain))
+        first.start()
+        wait_until(lambda: is_in_line(1), "the first one waits")
+        second.start()
+        wait_until(lambda: is_in_line(2), "the second one waits")
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() > began + 0.5 * TIMEOUT, "half of it is over")
+    assert has_one.wait(0.3 * TIMEOUT), "nobody has told the first one"
+    second.join()
+    may_end.set()
+    first.join()
+    assert TIMEOUT <= waited[0] < 1.3 * TIMEOUT
+
+
+def test_who_waits_gets_what_others_give_back(lone: str) -> None:
+    """R10: who have taken it from the pool directly, so that nobody tells the line."""
+    pid, got = backend_pid(lone), []
+    with closing(pool_of(lone).connect()):
+        waiting = threading.Thread(
+            target=lambda: got.append(run_in_thread(lambda: backend_pid(lone)))
+        )
+        waiting.start()
+        wait_until(lambda: len(line_of(lone)) == 1, "it waits")
+    waiting.join()
+    assert got == [pid]
 
 
 def test_a_transaction_that_close_leaves_is_rolled_back(wrapper: Any) -> None:

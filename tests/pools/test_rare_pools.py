@@ -14,11 +14,11 @@ import pytest
 from django.db import OperationalError, close_old_connections, connections
 from django.db.transaction import atomic
 from faults import extra_alias
-from helpers import backend_pid, census, forget_pool, wait_until
+from helpers import backend_pid, census, forget_pool, installed, wait_until
 from psycopg_pool import ConnectionPool, PoolClosed
 from sqlalchemy.exc import TimeoutError as QueueTimeout
 
-from django_pg_real_pool import Census, pool_status
+from django_pg_real_pool import Census, make_release_backend, pool_status
 from django_pg_real_pool._pools.native import NativePool, _Made
 from django_pg_real_pool._pools.queue import QueuePool
 from django_pg_real_pool._pools.real_pool import RealPool
@@ -78,6 +78,55 @@ def test_a_pool_that_a_child_inherits_is_forgotten() -> None:
     assert adapter.abandon() == ({"default": made}, {})
     assert pools == {}
     assert adapter._made == {}
+
+
+def counted(alias: str) -> tuple[int | None, ...]:
+    """Return what a pool counts now: at most, size, idle, in use, waiting."""
+    found = pool_status(alias).census
+    return found.max_size, found.size, found.idle, found.in_use, found.waiting
+
+
+def test_two_classes_with_one_alias_have_one_pool_which_knows_its_borrowers() -> None:
+    """R3, P3: the one that comes second finds the first one's, and uses it as such."""
+
+    class Base(type(connections["stock_native"])):  # type: ignore[misc]
+        pass
+
+    with extra_alias("shared_native", "native", size=1) as name:
+        pid = backend_pid(name)
+        pool = connections[name].pool  # type: ignore[attr-defined]
+        with installed(name, make_release_backend(Base)) as wrapper:
+            assert backend_pid(name) == pid
+            with wrapper.cursor():
+                assert list(pool._members.values()) == [wrapper._lease.me]
+            assert wrapper._hooks.pool.lent() == {}
+            assert counted(name) == (1, 1, 1, 0, 0)
+
+
+def test_a_base_that_gets_its_connections_itself_gets_none_that_is_too_old() -> None:
+    """R10, S6: from Django's pool in the end; and it is configured after a cleaning."""
+
+    class Base(type(connections["stock_native"])):  # type: ignore[misc]
+        def get_new_connection(self, conn_params: Any) -> Any:
+            return super().get_new_connection(conn_params)
+
+    with (
+        extra_alias("indirect_native", "native", size=1, TIME_ZONE="Asia/Tokyo") as name,
+        installed(name, make_release_backend(Base)) as wrapper,
+    ):
+        pid = backend_pid(name)
+        assert backend_pid(name) == pid
+        assert counted(name) == (1, 1, 1, 0, 0)
+        with wrapper.cursor() as cursor:
+            cursor.execute("SET app.tenant = '1'")
+        wrapper.close()
+        with wrapper.cursor() as cursor:
+            cursor.execute("SELECT current_setting('TimeZone')")
+            assert cursor.fetchone() == ("Asia/Tokyo",)
+        (idle,) = wrapper.pool._pool
+        idle._expire_at = 0.0
+        assert backend_pid(name) != pid
+        wrapper.close_pool()
 
 
 @NATIVE

@@ -52,7 +52,10 @@ class Holder:
         self.is_busy = False
 
     def has_lost(self, connection: Any) -> bool:
-        return not self.is_busy and self.connection is not connection
+        return not self.is_busy and self.lacks(connection)
+
+    def lacks(self, connection: Any) -> bool:
+        return self.connection is not connection
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -193,7 +196,7 @@ def test_a_subclass_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     assert not RealPool.adopt(pool)
     assert type(pool) is OtherPool
     assert vars(pool) == before
-    assert "is not made of what this library knows" in caplog.text
+    assert "is of a class or version that this library does not know" in caplog.text
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -482,6 +485,32 @@ def assert_whole_when_reaped(pool: Any) -> None:
 def test_a_pool_counts_as_its_parent(program: Callable[[Any], None]) -> None:
     """R10: each of its numbers; and its lists are of the same length."""
     assert state_after(program, RealPool) == state_after(program, ConnectionPool)
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+@pytest.mark.parametrize("timeout", [None, 0.0, -1.0, 5.0])
+def test_a_pool_logs_and_refuses_as_its_parent(
+    timeout: float | None, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R10: what is asked of one that has an idle connection."""
+
+    def said_by(kind: type) -> list[str]:
+        with opened(kind, name="a pool") as pool, caplog.at_level(level, "psycopg"):
+            caplog.clear()
+            said = []
+            try:
+                pool.putconn(pool.getconn(timeout))
+            except PoolTimeout as error:
+                said.append(str(error))
+            said += [f"{each.levelname} {each.getMessage()}" for each in caplog.records]
+            return said
+
+    ours, of_parent = said_by(RealPool), said_by(ConnectionPool)
+    is_refused = timeout is not None and timeout <= 0
+    if is_refused and len(of_parent) != len(ours):
+        pytest.skip("an older psycopg_pool looks at the time when it has to wait only")
+    assert ours == of_parent
+    assert len(ours) == is_refused + (level == logging.INFO) * (1 if is_refused else 3)
 
 
 # ##### What is old #####
@@ -871,7 +900,7 @@ def test_who_waits_is_told_why_a_server_was_never_there() -> None:
     with closing(pool):
         pool.open()
         for _ in range(2):
-            with pytest.raises(psycopg.OperationalError, match="port 1"):
+            with pytest.raises(psycopg.OperationalError, match="refused"):
                 pool.getconn()
         assert not isinstance(pool.last_error, PoolTimeout)
 
@@ -884,7 +913,7 @@ def test_who_waits_for_a_server_that_was_there_waits_for_its_whole_time(one: Any
     one.putconn(connection)
     with pytest.raises(PoolTimeout):
         one.getconn(timeout=0.3)
-    assert "port 1" in str(one.last_error)
+    assert "refused" in str(one.last_error)
     one.conninfo = ""
     with one.connection():
         assert one.last_error is None
@@ -982,6 +1011,35 @@ def test_what_a_borrower_has_lost_is_replaced_once(
     assert has_ended(pool, connection)
     assert made(pool) == 3
     assert caplog.text.count("a thread was interrupted while it got a connection") == 1
+
+
+def test_who_has_lost_one_and_asks_again_need_not_wait(caplog: Any) -> None:
+    """R3, R10: nobody but it can know, for it is at work; the reaper leaves it alone."""
+    with opened() as pool:
+        holder = Holder(pool)
+        lost = holder.take()
+        holder.connection = None
+        assert holder.take() is not lost
+        assert caplog.text.count("a thread was interrupted while it got a connection") == 1
+        assert lost.closed
+        holder.give()
+        assert_whole(pool)
+        assert made(pool) == 2
+
+
+@pytest.mark.parametrize("by", ["the same", "others"])
+def test_what_is_not_lost_is_left_to_who_has_it_when_another_waits(
+    one: Any, by: str
+) -> None:
+    """R7: nor if it is lent to others, on whom nobody can rely."""
+    holder = Holder(one)
+    connection = holder.take() if by == "the same" else one.getconn()
+    with pytest.raises(PoolTimeout):
+        one.getconn(0.05, holder.me if by == "the same" else OTHERS)
+    assert not connection.closed
+    one.putconn(connection)
+    assert_whole(one)
+    assert made(one) == 1
 
 
 def test_what_a_borrower_had_that_is_no_more_is_replaced_once(two: Any) -> None:
@@ -1100,7 +1158,10 @@ def test_a_connection_that_was_found_broken_before_use_is_counted_as_lost(one: A
     connection.close()
     one.reject(connection)
     assert_whole(one)
+    another = holder.take()
     stats = one.get_stats()
+    assert stats["requests_num"] == 1, "who asks again makes the same request"
+    one.putconn(another)
     assert (stats["connections_lost"], stats.get("returns_bad", 0)) == (1, 0)
     assert made(one) == 2
 
@@ -1162,6 +1223,39 @@ def test_an_interruption_at_any_moment_loses_nothing_for_long(
         assert len(two._pool) == 2, where
     assert is_free(two._lock)
     assert count > 100 / every
+
+
+def test_an_interruption_of_a_check_of_all_loses_nothing(two: Any) -> None:
+    """R3, R10: whoever calls the pool's own method; not even those that it had not seen yet."""
+    count = 0
+    for where in interruptions(two.check, real_pool, locks, psycopg_pool.pool, every=3):
+        count += 1
+        assert_gets_whole(two, f"after an interruption of {where}")
+        assert len(two._pool) == 2, where
+    assert count > 30
+    two.check()
+    assert_whole(two)
+    assert len(two._pool) == 2
+
+
+def test_who_checks_all_has_them_meanwhile(
+    two: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R7, R10: they are not lost, however long it takes; and one that is too old goes."""
+    old, _ = two._pool
+    expire(old, two)
+    seen = []
+
+    def check(connection: Any) -> None:
+        two.reap()
+        seen.append(two.count_lent())
+
+    monkeypatch.setattr(two, "check_connection", check)
+    two.check()
+    assert_whole(two)
+    assert len(seen) == 1
+    assert made(two) == 3
+    assert old.closed
 
 
 def has_ended_its_wait(waiting: Waiting) -> bool:

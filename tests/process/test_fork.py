@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import signal
@@ -21,12 +22,12 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import InterfaceError, OperationalError, connections, transaction
-from faults import PLAIN, POOLED, census, extra_alias
-from helpers import backend_pid, wait_until
+from faults import PLAIN, POOLED, census, end_pool, extra_alias
+from helpers import backend_pid, installed, wait_until
 from places import PYTHON_PATH
 from tcp_proxy import Proxy
 
-from django_pg_real_pool import pin_connection
+from django_pg_real_pool import make_release_backend, pin_connection
 from django_pg_real_pool._process import fork, reaper
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() here")
@@ -322,7 +323,7 @@ def test_locks_that_other_threads_hold_do_not_stop_the_child(forking: str) -> No
     """F1: those of the pool and of this library alike."""
     wrapper: Any = connections[forking]
     other = wrapper.copy()
-    locks = [reaper._lock, wrapper._lease._lock, other._lease._lock]
+    locks = [reaper._starter._lock, wrapper._lease._lock, other._lease._lock]
     if forking.endswith("dj"):
         from dj_db_conn_pool.core import pool_container
 
@@ -342,6 +343,38 @@ def test_locks_that_other_threads_hold_do_not_stop_the_child(forking: str) -> No
     with held_by_another_thread(*locks):
         in_child(child)
     select_one(forking)
+
+
+@pytest.mark.parametrize("alias", ["native"], indirect=True)
+@pytest.mark.parametrize("state", ["nothing", "open transaction"])
+def test_child_of_a_base_that_gets_its_connections_itself(
+    forking: str, proxy: Proxy, state: str
+) -> None:
+    """F1, D6: from Django's pool in the end, whose other connections nobody has used."""
+
+    class Base(type(connections["stock_native"])):  # type: ignore[misc]
+        def get_new_connection(self, conn_params: Any) -> Any:
+            return super().get_new_connection(conn_params)
+
+    def child() -> None:
+        select_one(forking)
+        with transaction.atomic(using=forking):
+            select_one(forking)
+        assert connections[forking].connection is None
+        fork._inherited.clear()
+        gc.collect()
+
+    end_pool(forking)
+    with installed(forking, make_release_backend(Base)) as wrapper:
+        select_one(forking)
+        wait_until(lambda: census(forking) == (2, 0), "the pool is full")
+        inherited = len(proxy.open_links)
+        with STATES[state](forking), untouched(proxy):
+            in_child(child)
+        select_one(forking)
+        wait_until(lambda: census(forking) == (2, 0), "the parent's pool is whole")
+        assert len(proxy.open_links) == inherited
+        wrapper.close_pool()
 
 
 def test_connection_that_the_child_still_has_reaches_nobody(
@@ -413,7 +446,6 @@ def test_child_opens_a_pool_of_its_own(forking: str) -> None:
 
 def test_collecting_what_was_inherited_does_nothing(forking: str, proxy: Proxy) -> None:
     """F1: not even when nothing keeps the parent's objects alive any more."""
-    import gc
 
     def child() -> None:
         select_one(forking)

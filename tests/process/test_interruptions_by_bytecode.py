@@ -16,7 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, OperationalError, connections
 from faults import extra_alias
 from helpers import backend_pid, census, wait_until
 from interrupting import (
@@ -154,6 +154,13 @@ class Checked:
             assert balance[move.pid] in (0, 1), f"{move.direction} twice: {move}"
 
 
+def can_query(alias: str) -> bool:
+    """Run a query; a pool's timeout may be shorter than its first connection takes."""
+    with suppress(OperationalError):
+        return bool(backend_pid(alias))
+    return False
+
+
 @contextmanager
 def checked(engine: str, observer: Any, **options: Any) -> Iterator[Checked]:
     """Give an engine an alias with a pool of its own."""
@@ -162,7 +169,7 @@ def checked(engine: str, observer: Any, **options: Any) -> Iterator[Checked]:
     if engine == "native":
         options["pool"] = {"min_size": SIZE, "max_size": SIZE, **options.get("pool", {})}
     with extra_alias(name, engine, size=SIZE, connects=False, OPTIONS=options) as alias:
-        backend_pid(alias)
+        wait_until(lambda: can_query(alias), "the pool has connected")
         one = Checked(alias, observer)
         one.original.close()
         wait_until(one.is_at_rest, "it has begun")

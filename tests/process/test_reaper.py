@@ -40,18 +40,41 @@ def test_the_threads_that_need_it_start_one_reaper(monkeypatch: pytest.MonkeyPat
             started.append(self.name)
             super().start()
 
-    lock = threading.Lock()
-    monkeypatch.setattr(reaper, "_thread", None)
+    monkeypatch.setattr(reaper, "_starter", reaper._Starter())
     monkeypatch.setattr(reaper, "_run", threading.Event().wait)
-    monkeypatch.setattr(reaper, "_lock", lock)
     starters = [threading.Thread(target=reaper.start) for _ in range(2)]
-    with lock:
+    with reaper._starter._lock:
         for each in starters:
             each.start()
         monkeypatch.setattr("threading.Thread", Recorded)
     for each in starters:
         each.join()
     assert started == ["django-pg-real-pool-reaper"]
+
+
+def test_a_signal_handler_may_start_it_while_it_is_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """R3: a query in a signal handler waits for nothing that its own thread has."""
+
+    interrupted: list[threading.Thread] = []
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            if not interrupted:
+                interrupted.append(self)
+                reaper.start()  # as the handler's query would
+            super().start()
+
+    monkeypatch.setattr(reaper, "_starter", reaper._Starter())
+    monkeypatch.setattr(reaper, "_run", threading.Event().wait)
+    starter = threading.Thread(target=reaper.start, daemon=True)
+    monkeypatch.setattr("threading.Thread", Interrupted)
+    starter.start()
+    starter.join(5)
+    assert not starter.is_alive()
+    assert interrupted
+    assert reaper._starter.is_running()
 
 
 def test_the_reaper_survives_what_it_runs(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from django_pg_real_pool._process.weak import WeakBag
+from django_pg_real_pool._drivers import Driver
+from django_pg_real_pool._process.weak import WeakBag, WeakMap
 
 
 class Thing:
@@ -24,11 +25,32 @@ def test_it_has_what_lives() -> None:
     assert list(bag) == []
 
 
+def test_it_has_what_is_known_of_what_lives() -> None:
+    known, one, other = WeakMap[Thing, int](), Thing(), Thing()
+    assert known.get(one) is None
+    known[one] = 1
+    known[one] = 2
+    known[other] = 3
+    assert (known.get(one), known.get(other)) == (2, 3)
+    known.discard(other)
+    known.discard(other)
+    assert list(known) == [one]
+    del one
+    assert list(known) == []
+    assert known.get(other) is None
+
+
 def test_what_goes_runs_no_python_code() -> None:
-    """Where there is none, no signal handler or time limit can throw into it."""
+    """Where there is none, no signal handler or time limit can throw into it.
+
+    Nor where a driver remembers connections of which it knows nothing else.
+    """
     bag, things, called = WeakBag[Thing](), [Thing() for _ in range(3)], []
+    driver = Driver()
     for each in things:
         bag.add(each)
+        driver.mark_set_up(each, (("SELECT 1", None),))
+        driver.note_sent_by_base(each, ())
     del each
 
     def profile(frame: Any, event: str, argument: Any) -> None:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import subprocess
 import sys
 import types
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from itertools import chain
+from operator import mul
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, get_args
 from weakref import ref
 
 import pytest
+from demo.themes import THEMES, Theme
+from django.apps import AppConfig
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
@@ -31,21 +36,26 @@ from psycopg_pool import ConnectionPool
 from second_server import free_port
 from settings import DATABASES, STOCK_OF
 from small_pooler import pooler_of_transactions
+from watching import watching
 
 import django_pg_real_pool
 from django_pg_real_pool import (
     ConnectionHeldError,
     assert_released,
     make_release_backend,
+    observers,
     pin_connection,
     pool_status,
+    reset_peaks,
     testing,
 )
 from django_pg_real_pool._lease.facts import MOVES, Debt, Phase, Transaction, Use
 from django_pg_real_pool._lease.rule import TABLE, Event, Hold
 from django_pg_real_pool._pool_settings import native_problems, queue_problems, refuse
 from django_pg_real_pool._pools.real_pool import RealPool
+from django_pg_real_pool._process import greenlets
 from django_pg_real_pool._settings import WARN_UNCLOSED_CURSORS, ReleaseOptions
+from django_pg_real_pool.contrib import metrics
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -298,6 +308,27 @@ MADE = "explanation/how-the-class-is-made.md"
 PACKAGE = Path(django_pg_real_pool.__file__).parent
 
 
+def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colours, as WCAG defines it: 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [
+            p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts
+        ]
+        return float(sum(map(mul, (0.2126, 0.7152, 0.0722), linear)))
+
+    darker, lighter = sorted(map(luminance, (one, other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
+def test_what_is_written_in_a_picture_can_be_read(theme: Theme) -> None:
+    """Also on a bar, whose number has the colour of the background."""
+    for colour in (theme.ink, theme.soft, theme.stock, theme.ours):
+        assert contrast(colour, theme.background) >= 4.5
+
+
 def test_the_picture_of_the_rooms_is_drawn_from_the_imports() -> None:
     drawn = draw_rooms.draw(PACKAGE)
     assert draw_rooms.SVG.read_text(encoding="utf-8") == drawn
@@ -401,6 +432,97 @@ def test_the_api_page_has_each_public_name_with_its_arguments() -> None:
             assert defaults(namespace["it"]) == defaults(thing)
 
 
+def test_the_page_of_observers_has_each_event_and_each_attribute() -> None:
+    page = "reference/observers.md"
+    found = signatures(text_of(page))
+    assert {name for name, _ in found} == {*observers.__all__} - {"Closing"}
+    for name, arguments in found:
+        if arguments:
+            namespace: dict[str, Any] = {}
+            code = f"from __future__ import annotations\ndef it{arguments}: ..."
+            exec(code, namespace)  # noqa: S102 - of our own page
+            assert defaults(namespace["it"]) == defaults(getattr(observers, name))
+    events = {
+        f"`{name}({', '.join([*inspect.signature(method).parameters][1:])})`"
+        for name, method in vars(observers.Observer).items()
+        if name[0] != "_"
+    }
+    assert {event for event, _ in table_of(page, "method", "what has happened")} == events
+    attributes = {*observers.Lease.__slots__, *vars(observers.Lease)}
+    rows = table_of(page, "attribute", "meaning")
+    assert {name.strip("`") for row in rows for name in row[0].split(", ")} == {
+        name for name in attributes if name[0] != "_"
+    }
+    text = text_of(page)
+    assert all(f'`"{why}"`' in text for why in get_args(observers.Closing))
+    assert all(f'`"{name}"`' in text for name in get_args(observers.HoldName))
+
+
+#: Metrics in Prometheus, as the page has them.
+EXPORTED = {
+    name.strip("`"): kind
+    for _, name, kind, _ in table_of(
+        "reference/metrics.md", "metric", "in Prometheus", "kind", "unit"
+    )
+}
+
+
+def test_the_page_of_metrics_has_each_metric_and_each_attribute() -> None:
+    rows = table_of("reference/metrics.md", "metric", "in Prometheus", "kind", "unit")
+    ours = [*metrics.OF_CENSUS, metrics.TIMEOUTS, *metrics.HISTOGRAMS]
+    assert [row[0].strip("`") for row in rows] == [
+        metrics.PREFIX + each.name for each in ours
+    ]
+    units = {"s": "seconds", **{f"{{{each[:-1]}}}": each for each in UNITS}}
+    assert [row[3] for row in rows] == [units[each.unit] for each in ours]
+    of_attributes = table_of(
+        "reference/metrics.md", "attribute", "in Prometheus", "of", "values"
+    )
+    assert [row[0].strip("`") for row in of_attributes] == [
+        *(metrics.POOL, metrics.STATE, metrics.HOLD)
+    ]
+    values = ", ".join(f"`{name}`" for name in get_args(observers.HoldName))
+    assert of_attributes[2][3] == values
+    for each in ours:
+        assert (
+            f"`{each.name}`" in text_of("reference/metrics.md").partition("## What each")[2]
+        )
+
+
+UNITS = ("connections", "requests", "timeouts")
+
+
+def names_in(expression: str) -> set[str]:
+    """Return the metrics of an expression, without what a histogram's samples end in."""
+    suffixes = r"(?<=_seconds)_(?:bucket|count|sum)$"
+    found = re.findall(r"\bdb_client_connection_\w+", expression)
+    labels = {"db_client_connection_pool_name", "db_client_connection_state"}
+    return {re.sub(suffixes, "", name) for name in found} - labels
+
+
+def test_the_alerts_are_about_what_is_exported() -> None:
+    text = (DOCS / "_static" / "pool-alerts.yml").read_text(encoding="utf-8")
+    rules = re.findall(
+        r"- alert: (\w+)\n\s+expr:(.+?)\n\s+(?:for|labels):", text, re.DOTALL
+    )
+    rows = table_of("how-to/watch-the-pool.md", "alert", "what to do")
+    assert [name for name, _ in rules] == [name.strip("`") for name, _ in rows]
+    assert len(rules) == 4
+    for _, expression in rules:
+        assert names_in(expression)
+        assert names_in(expression) <= {*EXPORTED}
+
+
+def test_the_dashboard_is_about_what_is_exported() -> None:
+    """Each metric is on it."""
+    board = json.loads((DOCS / "_static" / "pool-dashboard.json").read_text("utf-8"))
+    shown = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    assert set().union(*map(names_in, shown)) == {*EXPORTED}
+    asked = [each["query"] for each in board["templating"]["list"]]
+    assert set().union(*map(names_in, asked)) <= {*EXPORTED}
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
 def signatures(text: str) -> list[tuple[str, str]]:
     return re.findall(
         r"^```\{py:(?:function|exception|class)\} (\w+)(?:(\(.*\)).*)?$", text, re.MULTILINE
@@ -465,6 +587,8 @@ def test_the_page_of_checks_has_each_check_as_it_is_printed() -> None:
         found += wrapper_with().validation.check()
     found += wrapper_with(OPTIONS={"pool": True, "RELEASE_OPTIONS": {}}).validation.check()
     found += wrapper_with(**with_queue, POOL_OPTIONS={"pool_size": 3}).validation.check()
+    with patched_late():
+        found += wrapper_with().validation.check()
     with pooler_of_transactions() as port:
         behind = wrapper_with(
             HOST="127.0.0.1",
@@ -489,6 +613,9 @@ def test_the_page_of_checks_has_each_check_as_it_is_printed() -> None:
         reason = re.sub(r"connect: (?:connection .* port \d+ failed: )?", "", each.msg)
         each.msg = reason.replace("can't ", f"can't connect: {server}")
         found.append(each)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("django_pg_real_pool._backend.checks.blocks_greenlets", lambda: True)
+        found += wrapper_with().validation.check()
     page = text_of("reference/checks.md")
     assert [f"## `{check.id}`" for check in found] == re.findall(
         "^## .*", page, re.MULTILINE
@@ -611,6 +738,18 @@ def _exhausted(alias: str) -> None:
         run_in_thread(lambda: backend_pid(alias))
 
 
+@contextmanager
+def patched_late() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(greenlets, "_DJANGO_WAS_EARLIER", True)
+        yield
+
+
+def _patched_late() -> None:
+    with patched_late():
+        wrapper_with().cursor()
+
+
 def _refused() -> None:
     options, engine = {"SESSION_STATE": "error"}, type(wrapper_with())
     with (
@@ -623,6 +762,28 @@ def _refused() -> None:
 def _status_of_other_backend() -> None:
     with installed("default", StockWrapper):
         pool_status("default")
+
+
+def _without(missing: str, import_it: Callable[[], object]) -> None:
+    """Import something where a package is missing."""
+    before = sys.modules.copy()
+    sys.modules[missing] = None  # type: ignore[assignment]
+    sys.modules.pop("django_pg_real_pool.contrib.opentelemetry", None)
+    try:
+        import_it()
+    finally:
+        sys.modules.clear()
+        sys.modules.update(before)
+
+
+def _no_prometheus() -> None:
+    config = AppConfig.create("django_pg_real_pool.contrib.prometheus")
+    _without("prometheus_client", config.ready)
+
+
+def _no_opentelemetry() -> None:
+    name = "django_pg_real_pool.contrib.opentelemetry"
+    _without("opentelemetry.metrics", lambda: import_module(name))
 
 
 def _closed_in_atomic() -> None:
@@ -659,19 +820,27 @@ RAISED: list[tuple[str, Callable[[], Any]]] = [
     ("Database 'default': max_size is 2", lambda: _native_refused({"max_size": 2})),
     ("Database 'default': the native pool needs psycopg_pool", _no_pool_of_psycopg),
     ("Database 'default': unknown option 'pool_size'", _queue_refused),
+    ("Python was patched, by gevent or eventlet", _patched_late),
     (
         "make_release_backend() wants a Django",
         lambda: make_release_backend(3),  # type: ignore[arg-type]
     ),
     ("a connection is held for alias", _held),
-    ("assert_released() can't speak", _other_backend),
-    ("the cursor is of no use any more", _cursor_open_at_close),
+    ("assert_released() can't answer", _other_backend),
+    ("the cursor can't be used any more", _cursor_open_at_close),
     ("the connection of database alias 'default' is gone", _taken_away),
     ("the connection is closed", _killed_in_atomic),
     ("LISTEN would change the session", _refused),
     ("couldn't get a connection", lambda: _exhausted("brief_native")),
     ("couldn't get a connection", lambda: _exhausted("brief_dj")),
-    ("pool_status() can't speak", _status_of_other_backend),
+    ("pool_status() can't answer", _status_of_other_backend),
+    ("reset_peaks() can't answer", lambda: reset_peaks("stock_native")),
+    ("django_pg_real_pool.contrib.prometheus needs", _no_prometheus),
+    ("django_pg_real_pool.contrib.opentelemetry needs", _no_opentelemetry),
+    (
+        "connection failed:",
+        lambda: wrapper_with("never", HOST="127.0.0.1", PORT=str(free_port())).cursor(),
+    ),
     ("Pooling doesn't support", lambda: wrapper_with("aged", CONN_MAX_AGE=60).cursor()),
     ("'django_pg_realpool' isn't an available", _misspelt_engine),
     ("Error loading psycopg2 or psycopg", _no_driver),
@@ -737,6 +906,16 @@ def _interrupted(_: Any) -> None:
     pool.reap()
 
 
+def _observer_raises(_: Any) -> None:
+    class Observer(observers.Observer):
+        def given_back(self, lease: observers.Lease) -> None:
+            raise RuntimeError("oh")
+
+    Observer.given_back.__qualname__ = "Observer.given_back"
+    with watching(Observer()):
+        backend_pid("default")
+
+
 #: What makes the log say each of these.
 LOGGED: dict[str, Callable[[Any], None]] = {
     "a cursor on database alias": _dropped_cursor,
@@ -745,8 +924,9 @@ LOGGED: dict[str, Callable[[Any], None]] = {
     "a connection of database alias 'default' was held": _held_long,
     "a wrapper of database alias 'default' belongs": _thread_dies,
     "a connection of database alias 'default' was closed": _killed_while_idle,
-    "pool 'pool-1' is not made of what": _pool_of_a_subclass,
+    "pool 'pool-1' is of a class or version": _pool_of_a_subclass,
     "a thread was interrupted while it got": _interrupted,
+    "Observer.given_back() has raised": _observer_raises,
 }
 
 MESSAGES = re.findall(r"^### `(.*)`$", text_of("reference/errors.md"), re.MULTILINE)
@@ -799,11 +979,12 @@ def test_the_holds_in_the_error_are_those_on_the_page() -> None:
     page = text_of("reference/errors.md")
     section = page[page.index("a connection is held for alias") :].partition("\n### ")[0]
     explained = re.findall(r"^- \*(.+?)\*: ", section, re.MULTILINE)
-    assert sorted(explained) == sorted([*(hold.value for hold in Hold), "no pool"])
+    setting = 'the setting "pool": False'
+    assert sorted(explained) == sorted([*(hold.value for hold in Hold), setting])
     engine = type(wrapper_with())
     with installed("default", engine, OPTIONS={"pool": False}) as unpooled:
         unpooled.ensure_connection()
-        with pytest.raises(ConnectionHeldError, match="'default' by no pool"):
+        with pytest.raises(ConnectionHeldError, match=f"'default' by {setting}"):
             assert_released()
 
 

@@ -46,7 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "_lease": {"_session", "_pools", "_drivers", "_process", "_settings", "observers"},
     "_session": set(),
     "_pools": {"_drivers", "_process", "_pool_settings", "observers"},
-    "_drivers": set(),
+    "_drivers": {"_process"},
     "_process": set(),
     "_settings": set(),
     "_pool_settings": set(),

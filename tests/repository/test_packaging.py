@@ -59,7 +59,9 @@ def test_the_metadata_say_what_is_needed() -> None:
     found = metadata.metadata(NAME)
     assert found["Name"] == NAME
     assert found["License-Expression"] == "MIT"
-    assert found.get_all("Provides-Extra") == ["dj-db-conn-pool"]
+    assert found.get_all("Provides-Extra") == [
+        *("dj-db-conn-pool", "opentelemetry", "prometheus"),
+    ]
     needed: list[str] = []
     extra: list[str] = []
     for requirement in metadata.requires(NAME) or ():

@@ -172,7 +172,7 @@ MISTAKES: dict[str, tuple[Callable[[Repository], None], list[str]]] = {
     ),
     "no date": (
         _changelog(CHANGELOG.format(VERSION, "2026-13-01")),
-        ["the changelog has 2026-13-01, which is no date"],
+        ["the changelog has 2026-13-01, which is not a date"],
     ),
     "tomorrow": (
         _changelog(CHANGELOG.format(VERSION, TOMORROW)),

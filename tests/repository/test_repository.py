@@ -36,7 +36,7 @@ def test_sessions_are_tagged_for_the_workflow() -> None:
     noxfile = (GITHUB.parent / "noxfile.py").read_text(encoding="utf-8")
     tagged = re.findall(r'tags=\["ci"\]\)\n(?:@.+\n)*def (\w+)', noxfile)
     local = {"demo", "bench", "tests", "property_", "chaos", "django_suite", "release"}
-    local.add("interruptions")  # it runs for an hour
+    local |= {"interruptions", "greenlets", "bare"}  # they take long; one needs root
     sessions = re.findall(r"^@nox\.session.*\n(?:@.+\n)*def (\w+)", noxfile, re.MULTILINE)
     assert {*tagged} == {*sessions} - local
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -60,6 +61,11 @@ def _census_of_native(pool: Any) -> Census:
         if count_lent is None or time.monotonic() > deadline or in_use <= count_lent():
             return Census(idle, in_use)
         time.sleep(0.005)
+
+
+def has_gil() -> bool:
+    """Return whether only one thread at a time runs Python code."""
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from _thread import get_ident
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
-from types import FrameType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from leases import Stop
@@ -35,12 +36,29 @@ class Break:
     def run(self, program: Callable[[], object]) -> None:
         """Run `program` in this thread."""
         gc.disable()  # a finaliser is not what is to be interrupted
+        watching = self._by_tracing if sys.version_info < (3, 12) else self._by_monitoring
+        try:
+            with watching():
+                program()
+        finally:
+            gc.enable()
+
+    def _pass(self, frame: FrameType) -> None:
+        if self.where is None:
+            self._left -= 1
+            if self._left == 0:
+                file = os.path.basename(frame.f_code.co_filename)
+                self.where = f"{frame.f_code.co_name} at {file}:{frame.f_lineno}"
+                sys.settrace(None)
+                self._action()
+
+    @contextmanager
+    def _by_tracing(self) -> Iterator[None]:
         sys.settrace(self._trace)
         try:
-            program()
+            yield
         finally:
             sys.settrace(None)
-            gc.enable()
 
     def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         if frame.f_code.co_filename not in self._files or self.where is not None:
@@ -49,14 +67,33 @@ class Break:
         return self._count
 
     def _count(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "opcode" and self.where is None:
-            self._left -= 1
-            if self._left == 0:
-                file = os.path.basename(frame.f_code.co_filename)
-                self.where = f"{frame.f_code.co_name} at {file}:{frame.f_lineno}"
-                sys.settrace(None)
-                self._action()
+        if event == "opcode":
+            self._pass(frame)
         return self._count
+
+    @contextmanager
+    def _by_monitoring(self) -> Iterator[None]:
+        """From Python 3.12 on.  Python 3.13 traces no more opcodes once that was ended."""
+        monitoring: Any = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
+        event, me, tool = monitoring.events.INSTRUCTION, get_ident(), 4
+
+        def before(code: CodeType, offset: int) -> Any:
+            if code.co_filename not in self._files:
+                return monitoring.DISABLE
+            if get_ident() == me:
+                self._pass(sys._getframe(1))
+            return None
+
+        monitoring.use_tool_id(tool, "moments")
+        try:
+            monitoring.register_callback(tool, event, before)
+            monitoring.restart_events()
+            monitoring.set_events(tool, event)
+            yield
+        finally:
+            monitoring.set_events(tool, 0)
+            monitoring.register_callback(tool, event, None)
+            monitoring.free_tool_id(tool)
 
 
 def stop() -> None:

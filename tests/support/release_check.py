@@ -64,7 +64,7 @@ def _of_the_changelog(text: str, version: str) -> Iterator[str]:
     try:
         is_later = date.fromisoformat(match[1]) > date.today()
     except ValueError:
-        yield f"the changelog has {match[1]}, which is no date"
+        yield f"the changelog has {match[1]}, which is not a date"
     else:
         if is_later:
             yield f"the changelog is dated {match[1]}, which has not come yet"

@@ -447,6 +447,8 @@ def faults_of(connection: Any) -> list[str]:
     for name in ("isolation_level", "read_only", "deferrable"):
         if getattr(physical, name) is not None:
             found.append(f"its {name} is {getattr(physical, name)}")
+    if physical.prepare_threshold is not None:
+        found.append("it prepares statements")
     if getattr(physical, "_notifies_backlog", None):
         found.append("it has notifications in its backlog")
     if physical._notice_handlers or physical._notify_handlers:
@@ -483,5 +485,7 @@ def make_clean(wrapper: Any, connection: Any) -> None:
         physical._notifies_backlog.clear()
     physical.row_factory = tuple_row
     physical.isolation_level = physical.read_only = physical.deferrable = None
+    physical.prepare_threshold = None
+    physical._notice_handlers.clear()
     wrapper._configure_connection(physical)
     physical.autocommit = autocommit

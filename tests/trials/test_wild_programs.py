@@ -136,6 +136,10 @@ SESSION = [
 RAW = ["BEGIN", "COMMIT", "ROLLBACK"]
 DIE = "SELECT pg_terminate_backend(pg_backend_pid())"
 
+#: What is set on a connection by hand: at any time, and where only a pin lets it be seen.
+ATTRIBUTES = ["isolation_level", "read_only", "row_factory"]
+PINNED = ["set", "prepare_threshold", "handler"]
+
 NOT_RESET = "could not reset the session of a connection"
 
 COMMITTED = "SELECT coalesce(array_agg(name ORDER BY name), '{{}}') FROM {table}"
@@ -501,6 +505,37 @@ class Machine(RuleBasedStateMachine):
         seat = self.seats[number]
         self.both(seat, lambda side: ask(side, DIE))
 
+    @rule(number=a_seat)
+    def die_past_django(self, number: int) -> None:
+        """F7: only a cursor of the driver's own sees it."""
+        seat = self.seats[number]
+        connections_ = [side.wrapper.connection for side in seat.sides()]
+        is_same = len({in_transaction(side.wrapper) for side in seat.sides()}) == 1
+        is_between = seat.blocks or not seat.ours.wrapper.autocommit
+        if seat.dead or None in connections_ or not is_same:
+            return  # `one_to_the_end`
+        if is_between and not seat.in_transaction():
+            return  # `nothing_sent`
+        self.both(seat, lambda s: physical_of(s.wrapper.connection).execute(DIE) and None)
+
+    @rule(number=a_seat, ends=st.booleans())
+    def begin_on_a_cursor_and_die(self, number: int, ends: bool) -> None:
+        """F7: BEGIN is the only statement that goes through a cursor of Django's."""
+        seat = self.seats[number]
+        if not seat.is_plain():
+            return
+        self.open(seat, False, None)
+        if not seat.cursors:
+            return
+        self.execute_on_cursor(number, len(seat.cursors) - 1, RAW[0])
+        self.die_past_django(number)
+        if seat.cursors:
+            self.close_cursor(number, len(seat.cursors) - 1)
+        self.write(number, dies_at_commit=False)
+        if ends:
+            self.end_transaction(number, commit=False)
+            self.look(number)
+
     @rule(number=a_seat, kind=st.sampled_from(sorted(SPIES)))
     def enter_spy(self, number: int, kind: str) -> None:
         seat = self.seats[number]
@@ -551,7 +586,7 @@ class Machine(RuleBasedStateMachine):
         if opened and is_same:
             seat.cursors.append(Cursors(opened["stock"], opened["ours"], is_named))
 
-    @rule(number=a_seat, index=an_index, statement=a_read | st.sampled_from(FAILING))
+    @rule(number=a_seat, index=an_index, statement=a_read | st.sampled_from(FAILING + RAW))
     def execute_on_cursor(self, number: int, index: int, statement: str) -> None:
         seat = self.seats[number]
         if seat.cursors:
@@ -742,7 +777,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         number=a_seat,
-        name=st.sampled_from(["isolation_level", "read_only", "row_factory", "set"]),
+        name=st.sampled_from([*ATTRIBUTES, *PINNED]),
     )
     def touch(self, number: int, name: str) -> None:
         """Change a connection by hand, as long as it is here (S8)."""
@@ -760,8 +795,8 @@ class Machine(RuleBasedStateMachine):
     def touch_now(self, seat: Seat, name: str) -> None:
         if not seat.is_plain() or seat.ours.wrapper.connection is None:
             return
-        if name == "set" and not (seat.pins or seat.is_connected):
-            return  # S5: nobody could see it
+        if name in PINNED and not (seat.pins or seat.is_connected):
+            return  # S5, S8: nobody could see it
         seat.is_touched = True
 
         def act(side: Side) -> None:
@@ -772,6 +807,10 @@ class Machine(RuleBasedStateMachine):
                 physical.read_only = True
             elif name == "row_factory":
                 physical.row_factory = dict_row
+            elif name == "prepare_threshold":
+                physical.prepare_threshold = 3
+            elif name == "handler":
+                physical.add_notice_handler(lambda notice: None)
             else:
                 physical.execute(f"SET app.raw = '{seat.request}'")
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from django.core import checks
 
+from ..._drivers.psycopg3 import blocks_greenlets
 from ..._pool_settings import Problem, native_problems, queue_problems
 from ..._pools.native import NativePool
 from ..._pools.queue import QueuePool
+from ..._process import greenlets
 from ..._settings import SETTING, misplaced, problems
 from .server import findings
 
@@ -25,10 +27,13 @@ class ReleaseValidation:
         messages: list[checks.CheckMessage] = [
             *super().check(**kwargs),  # type: ignore[misc]
             *self._check_options(),
+            *self._check_greenlets(),
         ]
         pool = self.connection._hooks.pool
-        if isinstance(pool, NativePool):
+        if type(pool) is NativePool:
             messages += self._check_native_pool()
+        elif isinstance(pool, NativePool):
+            messages += self._errors(native_problems)
         elif isinstance(pool, QueuePool):
             messages += self._errors(queue_problems)
         is_pooled = self.connection.settings_dict["OPTIONS"].get("pool", True)
@@ -43,6 +48,13 @@ class ReleaseValidation:
             id=f"{TAG}.E{number:03}",
         )
 
+    def _warning(self, number: int, message: str, hint: str) -> checks.Warning:
+        return checks.Warning(
+            f"Database {self.connection.alias!r}: {message}",
+            hint=hint,
+            id=f"{TAG}.W{number:03}",
+        )
+
     def _errors(
         self, find: Callable[[str, Any], Iterator[Problem]]
     ) -> list[checks.CheckMessage]:
@@ -50,14 +62,7 @@ class ReleaseValidation:
         return [self._error(*problem) for problem in find(alias, settings)]
 
     def _check_server(self) -> list[checks.CheckMessage]:
-        return [
-            checks.Warning(
-                f"Database {self.connection.alias!r}: {message}",
-                hint=hint,
-                id=f"{TAG}.W{number:03}",
-            )
-            for number, message, hint in findings(self.connection)
-        ]
+        return [self._warning(*finding) for finding in findings(self.connection)]
 
     def _check_options(self) -> list[checks.CheckMessage]:
         alias, settings = self.connection.alias, self.connection.settings_dict
@@ -75,6 +80,20 @@ class ReleaseValidation:
                 for setting in misplaced(settings)
             ),
         ]
+
+    def _check_greenlets(self) -> list[checks.CheckMessage]:
+        if greenlets.was_patched_late():
+            return [self._error(11, greenlets.LATE, greenlets.REMEDY)]
+        if blocks_greenlets():
+            return [
+                self._warning(
+                    8,
+                    "psycopg would block all greenlets while it waits for the server.",
+                    "With gevent, patch before psycopg is imported. With eventlet, set the "
+                    "environment variable PSYCOPG_WAIT_FUNC to wait_select.",
+                )
+            ]
+        return []
 
     def _check_native_pool(self) -> list[checks.CheckMessage]:
         alias, settings = self.connection.alias, self.connection.settings_dict

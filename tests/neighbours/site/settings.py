@@ -12,6 +12,8 @@ SECRET_KEY = "neighbours"
 ALLOWED_HOSTS = ["*"]
 USE_TZ = True
 INSTALLED_APPS = ["neighbours.site"]
+if os.environ.get("SITE_METRICS"):
+    INSTALLED_APPS += ["django_prometheus", "django_pg_real_pool.contrib.prometheus"]
 ROOT_URLCONF = "neighbours.site.urls"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 

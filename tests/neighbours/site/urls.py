@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from django.urls import path
+import os
+from typing import Any
+
+from django.urls import include, path
 
 from . import async_pages, pages
 
-urlpatterns = [
+urlpatterns: list[Any] = [
     path("ready/", pages.ready),
     path("status/", pages.status),
     path("order/", pages.order),
@@ -20,3 +23,5 @@ urlpatterns = [
     path("gate/", async_pages.gate),
     path("gate/open/", async_pages.open_gate),
 ]
+if os.environ.get("SITE_METRICS"):
+    urlpatterns.append(path("", include("neighbours.site.metrics")))

@@ -1,0 +1,1 @@
+"""Metrics for Prometheus: add this to `INSTALLED_APPS`."""

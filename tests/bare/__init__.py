@@ -1,0 +1,1 @@
+"""Runs the README's commands on a bare machine, as somebody does who has just come."""
