@@ -7,6 +7,7 @@ readable on light and on dark.  Everything else takes the toolbar's own colours.
 from __future__ import annotations
 
 import heapq
+import os
 import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -65,7 +66,9 @@ def subtitle(stats: dict[str, Any]) -> str:
 
 
 def draw(stats: dict[str, Any]) -> str:
-    """Return the panel's HTML."""
+    """Return the panel's HTML; nothing if nothing was recorded."""
+    if not stats:
+        return ""
     lanes = _lanes(stats)
     lines = sorted(_lines(lanes), key=lambda line: -line.seconds)
     top = next((line for line in lines if line.name not in PALE), None)
@@ -260,8 +263,9 @@ def _legend(name: str) -> dict[str, Any]:
 
 def _place(origin: str) -> str:
     """Return an origin as its project names it: from where Python imports it."""
-    inside = [path for path in sys.path if path and origin.startswith(path)]
-    return origin[len(max(inside, key=len, default="")) :].lstrip("/\\")
+    roots = [os.path.join(path, "") for path in sys.path if path]
+    inside = [root for root in roots if origin.startswith(root)]
+    return origin[len(max(inside, key=len, default="")) :]
 
 
 def _databases(lanes: list[Lane], stats: dict[str, Any]) -> Iterator[dict[str, Any]]:
