@@ -275,7 +275,11 @@ def _forget_parent() -> None:
     telling.intersection_update({get_ident()})
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_forget_parent
-    )
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=_before_fork, after_in_parent=_after_fork, after_in_child=_forget_parent
+        )
+
+
+_watch_forks()

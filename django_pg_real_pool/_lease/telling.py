@@ -131,7 +131,10 @@ def admit(lease: Any) -> None:
 
 
 def _see_off(lease: Any) -> None:
-    """Bring everything back, but not a connection that an observer needed."""
+    """Bring everything back, but not a connection that an observer needed.
+
+    It may be interrupted, and is then done again; only its end says that it is done.
+    """
     visit, wrapper = lease.visit, lease.wrapper
     if visit is None or not visit.is_open:
         return
@@ -139,11 +142,14 @@ def _see_off(lease: Any) -> None:
         if visit.is_used and wrapper.connection is not None:
             lease.drop()
     finally:
-        wrapper.connection, visit.connection = visit.connection, None
-        lease.use, visit.is_open = POOLED, False
+        if visit.connection is not None:
+            wrapper.connection = visit.connection
+        lease.use = POOLED
         if visit.of_wrapper:
-            lease.visit = None
             _bring_back(lease, visit)
+            lease.visit = None
+        visit.is_open = False
+        visit.connection = None
 
 
 def _bring_back(lease: Any, visit: Visit) -> None:

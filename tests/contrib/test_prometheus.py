@@ -196,8 +196,12 @@ PROCESSES = dedent(
     wait_for(lambda: used() == 0)
     found["leases"] = leases()
     connections["default"].close_pool()
-    exporter._recorder._writer.write()
+    writer = exporter._recorder._writer
+    writer.write()
     found["after"] = registry.get_sample_value("db_client_connection_max", POOL)
+    thread, writer._thread = writer._thread, None
+    thread.join(10)  # of two that were started at once, one goes
+    found["has ended"] = not thread.is_alive()
     print(json.dumps(found))
     """
 )
@@ -220,4 +224,9 @@ def test_several_processes_are_summed(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     # The parent's: one query, one pin; the child's: two queries, one pin.
-    assert json.loads(ran.stdout) == {"max": 4, "leases": 2 + 3, "after": 0}
+    assert json.loads(ran.stdout) == {
+        "max": 4,
+        "leases": 2 + 3,
+        "after": 0,
+        "has ended": True,
+    }

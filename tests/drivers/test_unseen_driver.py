@@ -272,6 +272,11 @@ def test_a_connection_that_was_reset_is_to_be_set_up_again() -> None:
     assert driver.heard(physical) is None
 
 
+def test_a_cursor_of_an_unseen_driver_does_not_tell_what_it_has_sent() -> None:
+    """F7: by its mode alone such a driver is taken to be in a transaction."""
+    assert not Driver().may_have_begun(object())
+
+
 def test_a_base_need_not_be_able_to_close_its_pool(unseen: Any) -> None:
     """D6: Django asks only those that are."""
     unseen.close_pool()

@@ -253,6 +253,37 @@ def test_a_child_is_told_on_a_thread_of_its_own() -> None:
         assert os.waitstatus_to_exitcode(status) == 0
 
 
+def test_a_platform_without_fork_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows."""
+    monkeypatch.delattr(os, "register_at_fork")
+    observers._watch_forks()
+
+
+class Waiting(observers.Observer):
+    """Waits for a connection where there is none."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+        self.errors: list[OperationalError] = []
+
+    def given_back(self, lease: observers.Lease) -> None:
+        try:
+            backend_pid(self.alias)
+        except OperationalError as error:
+            self.errors.append(error)
+
+
+def test_who_hears_and_gets_no_connection_is_not_heard_of() -> None:
+    """Or a full pool would be told again and again that it is full."""
+    watcher = Watcher("brief_native")
+    with watching(watcher), watching(Waiting("brief_native")) as waiting:
+        with pin_connection("brief_native"):
+            run_in_thread(lambda: backend_pid("native"))
+        assert len(waiting.errors) == 1
+        backend_pid("native")
+    assert not [each for each in watcher.of_pool if each[0] == "timed out"]
+
+
 def test_where_nobody_listens_no_thread_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observers, "_thread", None)
     with watching(observers.Observer()):

@@ -27,6 +27,7 @@ from interrupting import (
     PROGRAMS,
     SAMPLE,
     Hit,
+    block_all,
     first_of,
     interrupt,
     query_all,
@@ -39,8 +40,9 @@ from leases import (
     committed,
 )
 from traffic import DryPool, warm_up, watch
+from watching import watching
 
-from django_pg_real_pool import pin_connection
+from django_pg_real_pool import observers, pin_connection
 from django_pg_real_pool._process import reaper
 
 pytest_plugins = ["fix_traffic"]
@@ -312,3 +314,56 @@ def replace_pool(alias: str) -> None:
     else:
         forget_pool(alias)
     warm_up(alias)
+
+
+class Listening(observers.Observer):
+    """Hears of each lease, and may query about it."""
+
+    def __init__(self, alias: str, queries: bool) -> None:
+        self.alias = alias
+        self.queries = queries
+
+    def taken(self, lease: observers.Lease) -> None:
+        if self.queries:
+            with connections[self.alias].cursor() as cursor:
+                cursor.execute("SELECT 2")
+
+    def given_back(self, lease: observers.Lease) -> None:
+        self.taken(lease)
+
+
+@pytest.mark.parametrize("alias", ["native", "dj"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("queries", [False, True])
+@pytest.mark.parametrize("program", [query_all, block_all])
+def test_after_an_interrupted_observer_the_next_query_is_as_ever(
+    warm: str, queries: bool, program: Any, observer: Any
+) -> None:
+    """R3: nothing stays put aside, and no thread stays in an observer."""
+    original = connections[warm]
+    found: list[str] = []
+    moment = first_of(FEWER)
+    hit: Hit | None = None
+    with watching(Listening(warm, queries)):
+        while (hit is None or hit) and not found:
+            wrapper: Any = original.copy()
+            connections[warm] = wrapper
+            backend_pid(warm)  # what sets its first connection up is another test's
+            hit = interrupt(moment, lambda: program(warm))
+            try:
+                assert not observers.telling
+                assert wrapper.get_autocommit() is True
+                assert not wrapper.in_atomic_block
+                add(warm, f"after {moment}")
+                assert committed(observer)[-1:] == [f"after {moment}"]
+                assert wrapper.connection is None, f"held: {wrapper._lease}"
+                wait_until(lambda: is_at_rest(warm), "all connections are idle")
+            except (AssertionError, DatabaseError) as error:
+                found.append(f"interrupted at {hit}: {error!r}, {census(warm)}")
+            wrapper.close()
+            moment += FEWER
+    connections[warm] = original
+    if found:
+        replace_pool(warm)
+    assert not found, SAMPLE
+    assert moment > 2 * FEWER, "nothing was interrupted"
