@@ -61,6 +61,8 @@ def describe_frame(frame: FrameType) -> str:
 def describe_coroutine(coroutine: Any) -> str | None:
     """Return "file:line in function" where the user's code, in a coroutine, awaits."""
     found = None
+    if not _has_gil():
+        return None  # it may run now
     while (frame := getattr(coroutine, "cr_frame", None)) is not None:
         if not _is_passed_over(frame):
             found = _describe(frame)

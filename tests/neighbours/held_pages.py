@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,16 @@ def kinds(request: HttpRequest, alias: str) -> HttpResponse:
 
 
 def waiting(request: HttpRequest, alias: str) -> HttpResponse:
-    """Query, having let a test do something; say whether that has failed."""
+    """Query, having let a test do something; it may fail."""
     for do in meanwhile:
         do()
-    try:
-        query(alias)
-    except Exception:  # noqa: BLE001 - of the pool or of Django
-        return HttpResponse("<html><body>no connection</body></html>")
+    try_to_query(alias)
     return HttpResponse(PAGE)
+
+
+def try_to_query(alias: str) -> None:
+    with suppress(Exception):  # of Django, or of the pool
+        query(alias)
 
 
 def several(request: HttpRequest, alias: str) -> HttpResponse:
@@ -102,6 +105,7 @@ def nothing(request: HttpRequest, alias: str) -> HttpResponse:
 
 def dropping(request: HttpRequest, alias: str) -> HttpResponse:
     """Leave cursors unclosed, of which one is dropped; close the wrapper in the end."""
+    connections[alias].close()  # which has nothing yet
     kept = connections[alias].cursor()
     kept.execute("SELECT 1")
     dropped = connections[alias].cursor()
@@ -114,6 +118,9 @@ def dropping(request: HttpRequest, alias: str) -> HttpResponse:
     query(alias)
     connections[alias].rollback()
     connections[alias].set_autocommit(True)
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT 3")
+        cursor.close()
     return HttpResponse(PAGE)
 
 

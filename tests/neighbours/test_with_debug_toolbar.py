@@ -387,19 +387,15 @@ def test_a_wait_is_hatched(alias: str) -> None:
                 has_pinned.set()
                 may_end.wait(10)
 
-        def meanwhile() -> None:
+        def begin() -> None:
             other.start()
             has_pinned.wait(10)
             threading.Timer(WORK, may_end.set).start()
 
         other = threading.Thread(target=run_in_thread, args=(hold,))
-        held_pages.meanwhile[:] = [meanwhile]
-        try:
+        with meanwhile(begin):
             stats, html = see(alias, "waiting")
-        finally:
-            held_pages.meanwhile.clear()
-            may_end.set()
-            other.join()
+        other.join()
     (lease,) = stats["leases"]  # the other thread's is not of this request
     assert WORK / 2 < lease["waited"] < stats["took"]
     boxes = picture(html)
@@ -410,6 +406,16 @@ def test_a_wait_is_hatched(alias: str) -> None:
     (bar,) = [each for each in boxes if each.kind == "cursor"]
     assert wait.began + wait.width <= bar.began + 1e-6
     assert "waited for a connection" in text(html)
+
+
+@contextmanager
+def meanwhile(do: Any) -> Iterator[None]:
+    """Let the page `waiting` do something of a test's before it queries."""
+    held_pages.meanwhile[:] = [do]
+    try:
+        yield
+    finally:
+        held_pages.meanwhile.clear()
 
 
 @contextmanager
@@ -430,7 +436,7 @@ def alias_in_a_hurry(of: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("of", ["native", "stock_native", "dj", "stock_dj"])
 def test_a_wait_for_nothing_is_hatched_too(of: str) -> None:
-    """It has no lease; the other thread's is not of this request."""
+    """It has no lease; and another thread's is not of this request, nor its wait."""
     with alias_in_a_hurry(of) as name:
         holds, may_end = threading.Event(), threading.Event()
 
@@ -443,11 +449,10 @@ def test_a_wait_for_nothing_is_hatched_too(of: str) -> None:
         other = threading.Thread(target=run_in_thread, args=(hold,))
         other.start()
         assert holds.wait(10)
-        try:
+        with meanwhile(lambda: run_in_thread(lambda: held_pages.try_to_query(name))):
             stats, html = see(name, "waiting")
-        finally:
-            may_end.set()
-            other.join()
+        may_end.set()
+        other.join()
     assert stats["leases"] == []
     ((waiting, _, began, ended),) = stats["timeouts"]
     assert waiting == name
@@ -464,16 +469,7 @@ def test_a_request_without_a_query_is_told_so(alias: str) -> None:
     assert text(html) == "This request held no connection."
     assert drawing.subtitle(stats) == "none held"
     assert drawing.subtitle({}) == "none held"
-
-
-@contextmanager
-def meanwhile(do: Any) -> Iterator[None]:
-    """Let the page `waiting` do something of a test's before it queries."""
-    held_pages.meanwhile[:] = [do]
-    try:
-        yield
-    finally:
-        held_pages.meanwhile.clear()
+    assert drawing.draw({}) == ""  # it was switched off then
 
 
 def test_another_threads_leases_are_not_of_the_request(alias: str) -> None:
@@ -576,7 +572,7 @@ def test_a_dropped_cursor_and_a_closed_wrapper_end_what_they_needed(alias: str) 
     assert kept[2] == first["time"][1] < second["time"][0]
     assert dropped[2] < kept[2]
     names = [hold[0] for hold in second["holds"]]
-    assert names == ["cursor", "transaction", "cursor"]
+    assert names == ["cursor", "transaction", "cursor", "cursor"]
     assert second["holds"][1][2] < second["time"][1]
 
 
@@ -605,17 +601,54 @@ def test_nothing_of_it_is_left_behind(alias: str) -> None:
     """No observer, no receiver, no patch, and no context."""
     receivers = len(connection_created.receivers)
     for name in (alias, STOCK_OF[alias]):
+        see(name, "order")  # what is the toolbar's own, and Django's, stays
         before = set(vars(connections[name]))
         see(name, "order")
-        left = set(vars(connections[name])) - before
-        assert (
-            not left
-            - {"_djdt_cursor", "_djdt_chunked_cursor", "_djdt_logger"}
-            - {*("cursor", "chunked_cursor", "pool")}
-        )
+        assert set(vars(connections[name])) == before
+        assert not {"connect", "commit", "rollback", "close"} & before
+        assert connections[name].execute_wrappers == []
     assert not observers.listening
     assert len(connection_created.receivers) == receivers
     assert current.get() is None
+
+
+def test_what_a_tool_has_replaced_stays_replaced(alias: str) -> None:
+    """As Django's test cases do, which forbid the database."""
+    wrapper = connections[STOCK_OF[alias]]
+    calls = []
+
+    def connect() -> None:
+        calls.append(1)
+        type(wrapper).connect(wrapper)
+
+    wrapper.connect = connect  # type: ignore[method-assign]
+    try:
+        stats, _ = see(STOCK_OF[alias], "waiting")
+        assert wrapper.connect is connect
+    finally:
+        del wrapper.connect
+    assert len(calls) == len(stats["leases"]) == 1
+    assert [hold[0] for hold in stats["leases"][0]["holds"]] == ["cursor"]
+
+
+def test_other_databases_are_left_alone() -> None:
+    """What switching would give is a question to PostgreSQL only."""
+    connections.databases["lite"] = connections.configure_settings(
+        {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+    )["default"]
+    recording = Recording()
+    try:
+        recording.start()
+        recording.attach_all()
+        assert "connect" not in vars(connections["lite"])
+        assert connections["lite"].execute_wrappers == []
+        with connections["lite"].cursor() as cursor:
+            cursor.execute("SELECT 1")
+        recording.stop()
+        assert recording.as_stats()["leases"] == recording.queries == []
+    finally:
+        connections["lite"].close()
+        del connections["lite"], connections.databases["lite"]
 
 
 def test_requests_that_share_a_thread_are_told_apart(alias: str) -> None:
@@ -666,7 +699,7 @@ def test_numbers_are_written_as_svg_has_them(alias: str) -> None:
 
 def test_a_page_of_many_lines_lists_the_longest() -> None:
     holds = [["cursor", n / 100, (n + 0.5) / 100, f"/a.py:{n} in b"] for n in range(90)]
-    lease = {"alias": "default", "thread": "1", "rest": None, "waited": 0.0}
+    lease: dict[str, Any] = {"alias": "default", "thread": "1", "rest": None, "waited": 0.0}
     lease |= {"time": [0.0, 0.9], "is_out": False, "holds": holds}
     stats = {"took": 1.0, "engines": {"default": "e"}, "threads": {}, "leases": [lease]}
     html = drawing.draw({**stats, "queries": [], "timeouts": []})
@@ -680,7 +713,7 @@ def test_what_covers_is_the_longest_hold() -> None:
         *(["cursor", 1, 3, "a"], ["transaction", 2, 6, "b"], ["cursor", 4, 5, "c"]),
         *(["pin", 8, 9, "d"], ["cursor", 9, 9, "e"]),
     ]
-    lease = {"holds": holds, "rest": None, "time": [0, 10]}
+    lease: dict[str, Any] = {"holds": holds, "rest": None, "time": [0, 10]}
     found = [(part.hold[0], *part[1:]) for part in drawing.parts_of(lease)]
     assert found == [("cursor", 1, 2), ("transaction", 2, 6), ("pin", 8, 9)]
     lease["rest"] = "nothing"

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import psycopg
@@ -289,3 +290,25 @@ def test_where_nobody_listens_no_thread_is_started(monkeypatch: pytest.MonkeyPat
         observers.tell_later("timed_out", "native", 1.0)
     assert observers._thread is None
     forget_pool("native")
+
+
+def test_what_is_told_later_is_told_in_the_context_where_it_happened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that an observer can tell whose it was; and it can be waited for."""
+    of: ContextVar[str] = ContextVar("of")
+    heard: list[str] = []
+
+    class Telling(observers.Observer):
+        def timed_out(self, alias: str, waited: float) -> None:
+            heard.append(of.get())
+
+    with watching(Telling()):
+        for name in ("one", "other"):
+            context = copy_context()
+            context.run(of.set, name)
+            context.run(observers.tell_later, "timed_out", "native", 1.0)
+        observers.wait_until_told(10)
+        assert heard == ["one", "other"]
+    monkeypatch.setattr(observers, "_thread", None)
+    observers.wait_until_told()  # there is nobody to wait for

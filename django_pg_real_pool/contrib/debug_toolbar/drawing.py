@@ -7,6 +7,7 @@ readable on light and on dark.  Everything else takes the toolbar's own colours.
 from __future__ import annotations
 
 import heapq
+import os
 import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -65,7 +66,9 @@ def subtitle(stats: dict[str, Any]) -> str:
 
 
 def draw(stats: dict[str, Any]) -> str:
-    """Return the panel's HTML."""
+    """Return the panel's HTML; nothing if nothing was recorded."""
+    if not stats:
+        return ""
     lanes = _lanes(stats)
     lines = sorted(_lines(lanes), key=lambda line: -line.seconds)
     top = next((line for line in lines if line.name not in PALE), None)
@@ -75,6 +78,7 @@ def draw(stats: dict[str, Any]) -> str:
         "took": _ms(stats["took"]),
         "lanes": [_picture(lane, stats, n) for n, lane in enumerate(lanes)],
         "height": len(lanes) * ROW + AXIS,
+        "top_of_bars": TEXT,
         "bottom": len(lanes) * ROW,
         "axis": list(_axis(stats["took"])),
         "legend": [_legend(name) for name in COLOURS if name in names],
@@ -84,7 +88,9 @@ def draw(stats: dict[str, Any]) -> str:
         "lines": [_row(line) for line in lines[:MOST_LINES]],
         "others": max(0, len(lines) - MOST_LINES),
         "has_several": has_several,
-        "is_stock": "nothing" in names,
+        "is_stock": any(
+            line.name == "nothing" and line.alias == (top and top.alias) for line in lines
+        ),
     }
     return _template().render(Context(context, use_l10n=False))
 
@@ -219,7 +225,9 @@ def _seconds(lease: dict[str, Any]) -> float:
 
 def _ms(seconds: float) -> str:
     ms = seconds * 1000
-    return f"{ms:.2f} ms" if ms < 10 else f"{ms:.1f} ms" if ms < 1000 else f"{ms:,.0f} ms"
+    return (
+        f"{ms:.2f} ms" if ms < 9.995 else f"{ms:.1f} ms" if ms < 1000 else f"{ms:,.0f} ms"
+    )
 
 
 def _share(seconds: float, of: float) -> str:
@@ -255,8 +263,9 @@ def _legend(name: str) -> dict[str, Any]:
 
 def _place(origin: str) -> str:
     """Return an origin as its project names it: from where Python imports it."""
-    inside = [path for path in sys.path if path and origin.startswith(path)]
-    return origin[len(max(inside, key=len, default="")) :].lstrip("/\\")
+    roots = [os.path.join(path, "") for path in sys.path if path]
+    inside = [root for root in roots if origin.startswith(root)]
+    return origin[len(max(inside, key=len, default="")) :]
 
 
 def _databases(lanes: list[Lane], stats: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -280,6 +289,7 @@ def _databases(lanes: list[Lane], stats: dict[str, Any]) -> Iterator[dict[str, A
             "unused": _ms(unused),
             "queries": sum(len(lane.queries) for lane in here),
             "in_queries": _ms(sum(x[1] - x[0] for lane in here for x in lane.queries)),
+            "has_waited": waited > 0,
             "waited": _ms(waited),
         }
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from asgiref.sync import SyncToAsync
 from django.db import connections
@@ -71,36 +71,37 @@ class Kept:
         self.began = began
         self.ended: float | None = None
         self.holds: list[Need] = []
+        #: Those that have not ended yet, and some that have.
+        self._open: list[Need] = []
         #: When its last query had ended.
         self.used = began
-
-    def needs(self, name: observers.HoldName) -> Need | None:
-        """Return the need of that name that lasts."""
-        return next((x for x in self.holds if x.name == name and x.ended is None), None)
 
     def statement(self, sql: Any, cursor: Any, origin: str) -> None:
         """Note what would hold the connection from this statement on."""
         wrapper = self.wrapper
-        if (wrapper.in_atomic_block or not wrapper.autocommit) and (
-            self.needs("transaction") is None
+        for need in self._open:
+            if need.cursor is not None and need.cursor() is None:
+                need.end()  # it was dropped
+        self._open = [need for need in self._open if need.ended is None]
+        names = {need.name for need in self._open}
+        if "transaction" not in names and (
+            wrapper.in_atomic_block or not wrapper.autocommit
         ):
-            self.holds.append(Need("transaction", origin))
-        if self.needs("session") is None and changes_session(sql, cursor.cursor):
-            self.holds.append(Need("session", origin))
-        is_known = False
-        for need in self.holds:
-            if need.ended is None and need.cursor is not None:
-                if need.cursor() is None:
-                    need.end()  # it was dropped
-                is_known = is_known or need.cursor() is cursor
-        if not is_known:
-            need = Need("cursor", origin, cursor)
-            self.holds.append(need)
+            self._begin(Need("transaction", origin))
+        if "session" not in names and changes_session(sql, cursor.cursor):
+            self._begin(Need("session", origin))
+        if not any(need.cursor and need.cursor() is cursor for need in self._open):
+            self._begin(need := Need("cursor", origin, cursor))
             cursor.close = partial(_then, cursor.close, need.end)
 
+    def _begin(self, need: Need) -> None:
+        self.holds.append(need)
+        self._open.append(need)
+
     def end_transaction(self) -> None:
-        if (need := self.needs("transaction")) is not None:
-            need.end()
+        for need in self._open:
+            if need.name == "transaction":
+                need.end()
 
     def end(self, when: float) -> None:
         if self.ended is None:
@@ -134,7 +135,7 @@ class Recording(observers.Observer):
         self.awaited: dict[int, str] = {}
         #: The latest lease of each alias and thread.
         self._latest: dict[tuple[str, int], Any] = {}
-        self._attached: set[int] = set()
+        self._attached: WeakSet[Any] = WeakSet()
         self._undo = ExitStack()
 
     def start(self) -> None:
@@ -183,12 +184,12 @@ class Recording(observers.Observer):
     # ##### What is watched #####
 
     def _attach(self, wrapper: Any, since: float) -> None:
-        if id(wrapper) in self._attached:
+        if wrapper in self._attached:
             return
         is_ours = isinstance(wrapper, ConnectionReleaseMixin)
         if not is_ours and wrapper.vendor != "postgresql":
             return
-        self._attached.add(id(wrapper))
+        self._attached.add(wrapper)
         # The first runs last, and execute_wrapper() takes away the last when it ends.
         wrapper.execute_wrappers.insert(0, self._query)
         self._undo.callback(_remove, wrapper.execute_wrappers, self._query)
