@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import unescape
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -631,10 +632,10 @@ def test_what_a_tool_has_replaced_stays_replaced(alias: str) -> None:
     assert [hold[0] for hold in stats["leases"][0]["holds"]] == ["cursor"]
 
 
-def test_other_databases_are_left_alone() -> None:
+def test_other_databases_are_left_alone(tmp_path: Path) -> None:
     """What switching would give is a question to PostgreSQL only."""
     connections.databases["lite"] = connections.configure_settings(
-        {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+        {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "lite"}}
     )["default"]
     recording = Recording()
     try:
