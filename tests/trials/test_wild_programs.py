@@ -980,7 +980,9 @@ class Machine(RuleBasedStateMachine):
         number = 0 if not prefix else 2
         side = self.seats[number].ours
         lent = {pid_of(seat.ours.wrapper) for seat in self.seats}
-        lent |= {physical_of(each).info.backend_pid for _, each in self.raw}
+        # One that was taken past Django may have died before, while it was idle.
+        taken = [physical_of(each) for _, each in self.raw]
+        lent |= {each.info.backend_pid for each in taken if not each.closed}
         idle = self.processes(side) - lent
         pool = pool_of(side)
         if pool is None:
