@@ -99,6 +99,9 @@ def follow(machine: Path, arguments: list[str]) -> int:
     print(f"On Debian sid, as {USER}: {command}", flush=True)
     variables |= {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
     ran = subprocess.run(_entering(machine, command), env=variables, check=False)
+    if "compatibility" in arguments:  # `-p compatibility`: what it has written there
+        page = "docs/reference/compatibility.md"
+        shutil.copyfile(f"{machine}{SOURCE}/{page}", CHECKOUT / page)
     return ran.returncode
 
 
