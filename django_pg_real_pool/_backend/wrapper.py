@@ -156,16 +156,18 @@ class ConnectionReleaseMixin(_Base):
         if self.connection is not None or lease.use is not POOLED:
             return super().is_usable()
         # The check is not the block's statement, so it must not begin its transaction.
-        with setup.outside_transaction(lease):
-            token = object()
-            try:
-                lease.pin(token, is_own=True)
-            except DatabaseError:
-                return False
-            try:
-                return super().is_usable()
-            finally:
-                lease.unpin(token)
+        return setup.outside_transaction(lease, self._is_usable_once_pinned)
+
+    def _is_usable_once_pinned(self) -> bool:
+        token = object()
+        try:
+            self._lease.pin(token, is_own=True)
+        except DatabaseError:
+            return False
+        try:
+            return super().is_usable()
+        finally:
+            self._lease.unpin(token)
 
     @async_unsafe
     def close(self) -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
+from .._process.locks import T
 from .._process.weak import WeakBag, WeakMap
 from .sockets import cut
 
@@ -183,14 +184,19 @@ class Driver:
         return ()
 
     def listen(
-        self, physical: Any, noted: list[Statement], in_block: bool = False
-    ) -> Callable[[], None]:
-        """Add to `noted` what is sent from now on; return what ends that.
+        self,
+        physical: Any,
+        noted: list[Statement],
+        do: Callable[[], T],
+        in_block: bool = False,
+    ) -> T:
+        """Return what `do` returns, having added to `noted` what was sent meanwhile.
 
         A statement that has failed is noted as such; so is one that may be rolled back,
-        unless it is sent in the user's own block.  A driver for which `hears_all` is false leaves it to Django's cursors.
+        unless it is sent in the user's own block.  A driver for which `hears_all` is false
+        leaves it to Django's cursors.
         """
-        return _nothing
+        return do()
 
     def say(self, physical: Any, statements: Heard) -> None:
         """Send statements again, as they were heard."""
@@ -227,10 +233,6 @@ def statement(query: Any, params: Any, context: Any) -> Statement:
     if isinstance(params, Mapping):
         return query, dict(params)
     return query, None if params is None else tuple(params)
-
-
-def _nothing() -> None:
-    pass
 
 
 def driver_for(database: ModuleType) -> Driver:

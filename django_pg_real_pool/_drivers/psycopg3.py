@@ -17,6 +17,7 @@ from time import monotonic
 from types import BuiltinFunctionType, FrameType
 from typing import Any
 
+from .._process.locks import T, with_undo
 from .._process.weak import WeakBag
 from . import TOUCHED, Driver, Heard, Statement, statement
 from .question import ask
@@ -249,34 +250,49 @@ class Psycopg(Driver):
         )
 
     def listen(
-        self, physical: Any, noted: list[Statement], in_block: bool = False
-    ) -> Callable[[], None]:
+        self,
+        physical: Any,
+        noted: list[Statement],
+        do: Callable[[], T],
+        in_block: bool = False,
+    ) -> T:
         # Both Django's cursors and `physical.execute()` come from its `cursor()`.
         make = type(physical).cursor
 
+        made: list[tuple[Any, Any]] = []
+
         def cursor(*args: Any, **kwargs: Any) -> Any:
-            made: Any = make(physical, *args, **kwargs)
-            kind: Any = type(made)
-            made.__class__ = _noting(kind)
-            return made
+            one: Any = make(physical, *args, **kwargs)
+            kind: Any = type(one)
+            one.__class__ = _noting(kind)
+            made.append((one, kind))
+            return one
 
         names = physical.__dict__
         before = {name: names[name] for name in ("cursor", NOTED) if name in names}
-        names.update({"cursor": cursor, NOTED: (noted, in_block)})
+
+        def listen_and_do() -> T:
+            names.update({"cursor": cursor, NOTED: (noted, in_block)})
+            return do()
 
         def stop() -> None:
             for name in ("cursor", NOTED):
                 names.pop(name, None)
-            names.update(before)  # of whoever listens to what surrounds this
+            names.update(before)
+            for one, kind in () if NOTED in before else made:
+                # Else who listens to what surrounds this has to hear them; or it was cut off.
+                if type(one) is _noting(kind):
+                    one.__class__ = kind
 
-        return stop
+        return with_undo(listen_and_do, stop)
 
     def restore(self, physical: Any) -> None:
         known = know(physical)
         if known.base is None:
             known.base = _attributes(physical)
         elif known.base != _attributes(physical):
-            for name, value in zip(_NAMES, known.base, strict=True):
+            # Not the factories: a tool instruments a connection by one, and only once.
+            for name, value in list(zip(_NAMES, known.base, strict=True))[3:]:
                 setattr(physical, name, value)
 
     def touches(self, physical: Any) -> Heard:

@@ -338,8 +338,9 @@ class Lease:
                 self._forget_interrupted()
             self.phase = TAKING
             if hooks.connect:
-                with setup.outside_transaction(self), setup.noting(self):
-                    wrapper._connect_as_base()  # arrives at the lower layer's connect()
+                # It arrives at the lower layer's connect().
+                connect = partial(setup.noting, self, [], wrapper._connect_as_base)
+                setup.outside_transaction(self, connect)
                 self.physical = self.hooks.pool.physical(wrapper.connection)
                 setup.bring_up_to_date(self)
             else:

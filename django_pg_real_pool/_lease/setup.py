@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from django.db.backends.signals import connection_created
 
 from .._drivers import TOUCHED, Heard, Statement
+from .._process.locks import T, with_undo
 from . import giving_back
 from .facts import TRANSACTION_STATE, Debt, Phase
 
@@ -43,8 +45,7 @@ def set_up(lease: Any) -> None:
         is_done = True
         if announce or lease.hooks.init_every_time:
             try:
-                with outside_transaction(lease):
-                    is_done = _set_up(lease, announce)
+                is_done = outside_transaction(lease, partial(_set_up, lease, announce))
             except BaseException:
                 # Something was set, perhaps, before something else raised.
                 driver.forget_set_up(physical)
@@ -95,8 +96,8 @@ def _set_up(lease: Any, announce: bool) -> bool:
     driver.restore(physical)
     if before is None:
         driver.mark_set_up(physical, ())  # what a cleaning is to lead back to
-    with noting(lease) as noted:
-        connection_created.send(sender=lease.wrapper.__class__, connection=lease.wrapper)
+    noted: list[Statement] = []
+    noting(lease, noted, lambda: _announce(lease.wrapper))
     heard: Heard = (*noted, *driver.touches(physical))
     if before and before != heard and not _sets_all_of(heard, before):
         # What was set then and not set now is of another request, perhaps.
@@ -123,14 +124,21 @@ def _set_up(lease: Any, announce: bool) -> bool:
     return True
 
 
+def _announce(wrapper: Any) -> None:
+    connection_created.send(sender=wrapper.__class__, connection=wrapper)
+
+
 def _initialise(lease: Any, announce: bool) -> None:
     """Do what stock's connect() does before it sends connection_created."""
-    with noting(lease):
+
+    def initialise() -> None:
         if announce:
             lease.wrapper.check_settings()
             lease.hooks.pool.introduce(lease)
         apply_autocommit(lease)
         lease.wrapper.init_connection_state()
+
+    noting(lease, [], initialise)
 
 
 def _say_again(lease: Any, said: Heard, instead_of: Heard) -> bool:
@@ -201,9 +209,9 @@ def make_base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
     """
     if not lease.has_connection():
         lease.take()
+    noted: list[Statement] = []
     try:
-        with noting(lease, in_block=True) as noted:
-            cursor = make()
+        cursor = noting(lease, noted, make, in_block=True)
     except BaseException:
         lease.owe(Debt.CLEANING)  # what it has set by then
         raise
@@ -223,31 +231,35 @@ def _begin_anew(lease: Any, sent: Heard) -> None:
     """
     driver, physical = lease.hooks.driver, lease.physical
     driver.note_sent_by_base(physical, ())
-    with outside_transaction(lease):
+
+    def begin_anew() -> bool:
         if not (giving_back.clean(lease) and _set_up(lease, announce=True)):
             driver.end(physical)  # nobody may use it as it is
-            return
+            return False
         driver.say(physical, tuple(filter(_is_setter, sent)))
-    apply_autocommit(lease)
+        return True
+
+    if outside_transaction(lease, begin_anew):
+        apply_autocommit(lease)
 
 
-@contextmanager
-def noting(lease: Any, in_block: bool = False) -> Iterator[list[Statement]]:
-    """Note the statements that are sent, until the end of the block: see `listen()`."""
-    noted: list[Statement] = []
-    before, lease.noting = lease.noting, noted
-    stop: Callable[[], None] = _nothing
-    if lease.physical is not None:
-        stop = lease.hooks.driver.listen(lease.physical, noted, in_block)
-    try:
-        yield noted
-    finally:
-        stop()
+def noting(
+    lease: Any, noted: list[Statement], do: Callable[[], T], in_block: bool = False
+) -> T:
+    """Return what `do` returns, having noted the statements that it sends: see `listen()`."""
+    before = lease.noting
+
+    def listen_and_do() -> T:
+        lease.noting = noted
+        if lease.physical is None:
+            return do()
+        driver = lease.hooks.driver
+        return driver.listen(lease.physical, noted, do, in_block)  # type: ignore[no-any-return]
+
+    def stop() -> None:
         lease.noting = before
 
-
-def _nothing() -> None:
-    pass
+    return with_undo(listen_and_do, stop)
 
 
 # ##### Where the wrapper is #####
@@ -266,9 +278,8 @@ def apply_autocommit(lease: Any) -> None:
         wrapper._set_autocommit(wrapper.autocommit)
 
 
-@contextmanager
-def outside_transaction(lease: Any) -> Iterator[None]:
-    """Show the state of a wrapper that has just connected, as stock would.
+def outside_transaction(lease: Any, do: Callable[[], T]) -> T:
+    """Return what `do` returns, in the state of a wrapper that has just connected.
 
     A connection may be taken inside a block, but what sets it up, receivers of
     connection_created included, must not become a part of the transaction.  Nor may
@@ -281,23 +292,27 @@ def outside_transaction(lease: Any) -> Iterator[None]:
         and not wrapper.in_atomic_block
         and wrapper.autocommit is lease.default_autocommit
     ):
-        yield
-        return
-    saved = {name: getattr(wrapper, name) for name in TRANSACTION_STATE}
-    saved["autocommit"] = wrapper.autocommit
+        return do()
+    names = [*TRANSACTION_STATE, "autocommit"]
     if not is_first:
-        saved["queries_log"] = wrapper.queries_log
-        saved["execute_wrappers"] = wrapper.execute_wrappers
-        wrapper.queries_log, wrapper.execute_wrappers = deque(maxlen=0), []
-    unsent, lease.unsent_savepoints = lease.unsent_savepoints, []
-    reset_transaction_state(wrapper)
-    wrapper.autocommit = lease.default_autocommit
-    try:
-        yield
-    finally:
+        names += ["queries_log", "execute_wrappers"]
+    saved = {name: getattr(wrapper, name) for name in names}
+    unsent = lease.unsent_savepoints
+
+    def put_aside_and_do() -> T:
+        if not is_first:
+            wrapper.queries_log, wrapper.execute_wrappers = deque(maxlen=0), []
+        lease.unsent_savepoints = []
+        reset_transaction_state(wrapper)
+        wrapper.autocommit = lease.default_autocommit
+        return do()
+
+    def bring_back() -> None:
         lease.unsent_savepoints = unsent
         for name, value in saved.items():
             setattr(wrapper, name, value)
+
+    return with_undo(put_aside_and_do, bring_back)
 
 
 def send_savepoints(lease: Any) -> None:
@@ -305,12 +320,13 @@ def send_savepoints(lease: Any) -> None:
 
     Tools that watch the wrapper, its cursors or their class see them.
     """
-    if not lease.unsent_savepoints:
+    unsent, wrapper = lease.unsent_savepoints, lease.wrapper
+    if not unsent:
         return
-    wrapper = lease.wrapper
-    unsent, lease.unsent_savepoints = lease.unsent_savepoints, []
     wrappers_now, is_broken = wrapper.execute_wrappers, wrapper.needs_rollback
-    try:
+
+    def send() -> None:
+        lease.unsent_savepoints = []
         for sid, wrappers in unsent:
             wrapper.execute_wrappers, wrapper.needs_rollback = wrappers, False
             # Through an ordinary cursor: what a base does when it makes one (a SET,
@@ -318,11 +334,15 @@ def send_savepoints(lease: Any) -> None:
             with wrapper.cursor() as cursor:
                 cursor.debug_sql = _was_logged
                 cursor.execute(wrapper.ops.savepoint_create_sql(sid))
+
+    def bring_back() -> None:
+        wrapper.execute_wrappers, wrapper.needs_rollback = wrappers_now, is_broken
+
+    try:
+        with_undo(send, bring_back)
     except BaseException:
         lease.unsent_savepoints = unsent
         raise
-    finally:
-        wrapper.execute_wrappers, wrapper.needs_rollback = wrappers_now, is_broken
 
 
 def _was_logged(*args: Any, **kwargs: Any) -> Any:

@@ -25,6 +25,7 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def locked(method: F, blocking: bool = True) -> F:
@@ -74,6 +75,22 @@ def locked(method: F, blocking: bool = True) -> F:
         return result
 
     return cast(F, run)
+
+
+def with_undo(do: Callable[[], T], undo: Callable[[], None]) -> T:
+    """Return what `do` returns; `undo` is done by then, also if something is raised.
+
+    It may be done twice, since the first time may be interrupted.  A context manager would
+    not do: one can be interrupted before the first line of its `__exit__`.
+    """
+    try:
+        try:
+            return do()
+        finally:
+            undo()
+    except BaseException:
+        undo()
+        raise
 
 
 def try_locked(self: Any, method: Callable[..., Any], *args: Any) -> Any:

@@ -140,6 +140,8 @@ OF_PYTHON = {
     "_is_gil_enabled": "whether one thread at a time runs; absent before 3.13",
     "_getframe": "the frame of the caller",
 }
+#: Where Django keeps a thread's wrappers: an asgiref `Local`, and what that is made of.
+OF_LOCAL = {"_connections", "_storage"}
 OF_DJANGO = {
     *names.WRAPPER_METHODS,
     *names.WRAPPER_ATTRIBUTES,
@@ -154,6 +156,7 @@ LISTS = {
     "sqlalchemy": OF_SQLALCHEMY,
     "dj_db_conn_pool": OF_DJ_DB_CONN_POOL,
     "python": OF_PYTHON,
+    "local": OF_LOCAL,
 }
 
 _tested: set[tuple[str, str]] = set()
@@ -191,6 +194,13 @@ def test_no_other_private_name_is_used() -> None:
                 (own if of_self and is_stored else used).add(node.attr)
     known = OF_DJANGO.union(*LISTS.values())
     assert used - own - known - OUR_MARKS == set()
+
+
+@means("local", "_connections", "_storage")
+def test_the_place_of_wrappers_tells_by_its_class_when_python_was_patched() -> None:
+    """Patched later, `threading.local` would be another class than it was then."""
+    place: Any = vars(connections)["_connections"]
+    assert isinstance(place._storage, threading.local)
 
 
 #: What we put on a connection ourselves.

@@ -16,7 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import DatabaseError, OperationalError, connections
+from django.db import DatabaseError, OperationalError, connections, transaction
 from faults import extra_alias
 from helpers import backend_pid, census, wait_until
 from interrupting import (
@@ -32,6 +32,8 @@ from interrupting import (
 from traffic import Traffic, watch
 
 from django_pg_real_pool import pin_connection
+from django_pg_real_pool._lease import setup
+from django_pg_real_pool._lease.facts import TRANSACTION_STATE
 from django_pg_real_pool._pools import real_pool
 from django_pg_real_pool._process import reaper
 
@@ -267,3 +269,49 @@ def test_an_interruption_of_others_that_use_the_pool_loses_nothing() -> None:
                 one.pool.putconn(connection)
 
     visit("native", use, False, every=min(EVERY, 11))
+
+
+# ##### What is put aside for a moment #####
+
+
+def state_of(wrapper: Any) -> dict[str, Any]:
+    lease = wrapper._lease
+    names = (*TRANSACTION_STATE, "autocommit", "queries_log", "execute_wrappers")
+    of_wrapper = {name: getattr(wrapper, name) for name in names}
+    cursor = vars(lease.physical).get("cursor")
+    return {
+        **of_wrapper,
+        "unsent": lease.unsent_savepoints,
+        "noting": lease.noting,
+        "cursor": cursor,
+    }
+
+
+@pytest.mark.parametrize(
+    "put_aside",
+    [setup.outside_transaction, lambda lease, do: setup.noting(lease, [], do)],
+    ids=["a block", "what is noted"],
+)
+def test_what_is_put_aside_is_brought_back(alias: str, put_aside: Any) -> None:
+    """F7, S7: else a block that goes on would commit each statement by itself."""
+    wrapper: Any = connections[alias]
+    found: list[str] = []
+    with (
+        transaction.atomic(using=alias),
+        wrapper.execute_wrapper(lambda execute, *args: execute(*args)),
+    ):
+        backend_pid(alias)
+        before, moment = state_of(wrapper), 0
+        hit: Hit | None = None
+        while hit is None or hit:
+            moment += 1
+            hit = interrupt(
+                moment, lambda: put_aside(wrapper._lease, lambda: None), by_bytecode=True
+            )
+            after = state_of(wrapper)
+            changed = {name for name in before if after[name] is not before[name]}
+            if changed:
+                found.append(f"{hit}: {changed}")
+                break
+    assert not found
+    assert moment > 50

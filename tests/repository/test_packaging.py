@@ -42,7 +42,7 @@ def test_the_wheel_has_the_package_and_nothing_else() -> None:
         expected = {
             path.relative_to(CHECKOUT).as_posix()
             for path in sources.rglob("*")
-            if path.suffix in {".py", ".typed"}
+            if path.suffix in {".html", ".py", ".typed"}
         }
         packed = {path for path in installed if path.startswith("django_pg_real_pool/")}
         assert {path for path in packed if "__pycache__" not in path} == expected
