@@ -633,6 +633,8 @@ class Machine(RuleBasedStateMachine):
         seat = self.seats[number]
         if seat.dead == "outside" or len(seat.blocks) > 3:
             return
+        if seat.dead and not seat.blocks and not seat.stock.wrapper.autocommit:
+            return  # the savepoint fails, and Django's wrapper is of no use then
         atomics = {
             side.name: transaction.atomic(side.alias, savepoint=savepoint)
             for side in seat.sides()
