@@ -431,7 +431,7 @@ def test_more_threads_than_connections_share_them() -> None:
 
 
 FORKING = """
-import os
+import os, sys
 import django
 from django.conf import settings
 

@@ -15,7 +15,7 @@ import pytest
 from django.db import OperationalError, connections
 from django.db.transaction import atomic
 from faults import PLAIN, extra_alias
-from helpers import DEADLINE, backend_pid, run_in_thread, wait_until
+from helpers import DEADLINE, backend_pid, let_pass, run_in_thread, wait_until
 from interrupting import EVERY, SAMPLE, Hit, first_of, interrupt
 from tcp_proxy import Proxy
 
@@ -43,11 +43,6 @@ def processes(observer: Any, engine: str) -> set[int]:
     """Return which server processes the test's pool has, by the server's word."""
     query = "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
     return {pid for (pid,) in observer.execute(query, [f"promised_{engine}"]).fetchall()}
-
-
-def let_pass(seconds: float) -> None:
-    began = time.monotonic()
-    wait_until(lambda: time.monotonic() - began > seconds, f"{seconds} s have passed")
 
 
 def query(alias: str) -> int:

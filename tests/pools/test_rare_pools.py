@@ -14,7 +14,7 @@ import pytest
 from django.db import OperationalError, close_old_connections, connections
 from django.db.transaction import atomic
 from faults import extra_alias
-from helpers import backend_pid, census, forget_pool, installed, wait_until
+from helpers import backend_pid, census, forget_pool, installed, let_pass, wait_until
 from psycopg_pool import ConnectionPool, PoolClosed
 from sqlalchemy.exc import TimeoutError as QueueTimeout
 
@@ -62,6 +62,7 @@ def test_a_pool_that_is_left_as_it_is_tells_its_census(plain: str) -> None:
     with connections[plain].cursor():
         waiting.start()
         wait_until(lambda: pool_status(plain).census.waiting == 1, "it waits")
+        let_pass(0.05)
         assert pool_status(plain).census.in_use == 1
     waiting.join()
     found = pool_status(plain).census

@@ -879,7 +879,9 @@ def _thread_dies(_: Any) -> None:
 
 
 def _killed_while_idle(observer: Any) -> None:
-    for pid in {backend_pid("default") for _ in range(6)}:
+    backend_pid("default")
+    pool: Any = connections["default"].pool  # type: ignore[attr-defined]
+    for pid in [each.info.backend_pid for each in list(pool._pool)]:
         observer.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
     backend_pid("default")
 

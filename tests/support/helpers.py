@@ -180,3 +180,8 @@ def pool_of_one(alias: str) -> Iterator[None]:
         settings.update(before)
         if alias.endswith("own"):
             del wrapper.pools[alias]
+
+
+def let_pass(seconds: float) -> None:
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() - began > seconds, f"{seconds} s have passed")
