@@ -167,6 +167,8 @@ _CONFIG = (
 _CONFIGS = re.compile(
     rf"\s*select\s+{_CONFIG}(?:\s*,\s*{_CONFIG})*\s*;?\s*\Z", re.IGNORECASE
 )
+#: One that calls no function, so it sets nothing: it looks a type up, say, and only once.
+_READ = re.compile(r"\s*select\s(?!.*\binto\b)[^(;]*;?\s*\Z", re.IGNORECASE | re.DOTALL)
 _CONFIG_NAME = re.compile(r"set_config\s*\(\s*'([^'\\]+)'", re.IGNORECASE)
 
 
@@ -180,8 +182,8 @@ def _what_is_set(heard: Heard) -> set[str]:
     found: set[str] = set()
     for sql, params in heard:
         text = sql if isinstance(sql, str) else repr(sql)
-        if sql == TOUCHED:
-            continue  # undone before the receivers were sent
+        if sql == TOUCHED or _READ.match(text):
+            continue  # undone before the receivers were sent; or nothing was set
         if match := _SET.match(text):
             found.add(match.group(1).lower())
         elif _CONFIGS.match(text):

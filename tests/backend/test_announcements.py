@@ -16,7 +16,7 @@ import pytest
 from django.db import connections, transaction
 from django.db.backends.signals import connection_created
 from faults import PLAIN, census, extra_alias
-from helpers import backend_pid, wait_until
+from helpers import backend_pid, pool_of_one, wait_until
 from sessions import ask, in_another_request, pool_for_one
 from tcp_proxy import Proxy
 
@@ -474,3 +474,21 @@ def test_what_a_pools_reset_wipes_is_set_again_for_the_right_user(
             assert three.first.sees()[1] == "a"
             assert three.second.sees()[1] is None
             assert three.third.sees()[1] == "c"
+
+
+def test_who_only_looks_something_up_is_not_taken_for_one_that_sets(alias: str) -> None:
+    """D4: Django's receiver for hstore and citext looks their types up once, and caches."""
+    found: list[Any] = []
+
+    def look_up(connection: Any) -> None:
+        if not found:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT oid FROM pg_type WHERE typname = %s", ["hstore"])
+                found.append(cursor.fetchall())
+
+    with pool_of_one(alias), receiving(alias, look_up) as heard:
+        for count in range(1, 4):
+            pid = backend_pid(alias)
+            connections[alias].close()
+            assert len(heard) == count
+        assert backend_pid(alias) == pid
