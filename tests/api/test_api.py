@@ -291,7 +291,8 @@ def test_a_pin_that_can_not_be_had_pins_nothing(alias: str, wrapper: Any) -> Non
         other.alias = f"impossible_{alias}"
         if "pool" in other.settings_dict["OPTIONS"]:
             options = other.settings_dict["OPTIONS"]
-            options["pool"] = {**options["pool"], "min_size": 0, "timeout": 0.5}
+            pool = {**options["pool"], "min_size": 0, "timeout": 0.5}
+            other.settings_dict["OPTIONS"] = {**options, "pool": pool}  # not the wrapper's
         connections["impossible"] = other
         try:
             with pytest.raises(OperationalError), pin_connection("impossible"):

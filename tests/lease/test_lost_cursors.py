@@ -40,6 +40,7 @@ from settings import STOCK_OF
 from traffic import DryPool, Traffic
 
 from django_pg_real_pool import pin_connection
+from django_pg_real_pool._process import reaper
 
 pytest_plugins = ["fix_traffic"]
 
@@ -270,6 +271,7 @@ def test_a_cursor_collected_inside_the_pool_releases_nothing_there(
         next(InACycle(names_and_pids(warm)).rows)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pool, "take", collect_and_take)
+            patch.setattr(reaper, "reap", lambda: None)  # it comes after half a second
             with other.cursor() as cursor:
                 cursor.execute("SELECT 1")
         assert wrapper.connection is not None

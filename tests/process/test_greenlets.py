@@ -291,4 +291,4 @@ def test_a_copied_greenlet_that_was_connecting_tries_no_more(
     monkeypatch.setattr(pool, "_kwargs", {"host": "nowhere.invalid"}, raising=False)
     with pytest.raises(Stopped):
         pool._connect()
-    assert not pool._connecting
+    assert threading.current_thread() not in pool._connecting  # but a worker may be
