@@ -59,7 +59,7 @@ with atomic():
 # The server ends the connection while it is idle: seen at the next checkout.
 import psycopg
 with psycopg.connect(dbname=os.environ["PGDATABASE"], autocommit=True) as other:
-    other.execute("SELECT pg_terminate_backend(%s)", [one("SELECT pg_backend_pid()")])
+    other.execute("SELECT pg_terminate_backend(%s, 5000)", [one("SELECT pg_backend_pid()")])
     deadline = time.monotonic() + 10
     while other.execute(
         "SELECT count(*) FROM pg_stat_activity WHERE pid = %s", [pid]
