@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import pytest
 from django.db import connections, transaction
-from django.db.backends.signals import connection_created
 from faults import PLAIN, census, extra_alias
 from helpers import backend_pid, pool_of_one, wait_until
+from receivers import Receiver, receiving
 from sessions import ask, in_another_request, pool_for_one
 from tcp_proxy import Proxy
 
@@ -28,26 +28,6 @@ T = TypeVar("T")
 user: ContextVar[str | None] = ContextVar("user", default=None)
 
 USER = "SELECT current_setting('app.user', true)"
-
-Receiver = Callable[[Any], None]
-
-
-@contextmanager
-def receiving(alias: str, *receivers: Receiver) -> Iterator[list[Any]]:
-    """Call receivers when a wrapper of `alias` sends the signal; note each signal."""
-    heard: list[Any] = []
-
-    def receive(connection: Any, **kwargs: Any) -> None:
-        if connection.alias == alias:
-            heard.append(connection)
-            for receiver in receivers:
-                receiver(connection)
-
-    connection_created.connect(receive)
-    try:
-        yield heard
-    finally:
-        connection_created.disconnect(receive)
 
 
 class Request:

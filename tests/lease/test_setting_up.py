@@ -5,17 +5,17 @@ Each test has a pool of one, so that whoever comes next gets the same connection
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
 import pytest
 from django.db import DataError, ProgrammingError, connections, transaction
-from django.db.backends.signals import connection_created
 from django.db.transaction import atomic
 from helpers import census, forget_pool, installed
 from leases import Stop
+from receivers import Receiver, receiving
 from sessions import ask, in_another_request, pool_for_one
 from settings import STOCK_OF
 
@@ -25,8 +25,6 @@ from django_pg_real_pool import make_release_backend
 user: ContextVar[str | None] = ContextVar("user", default=None)
 
 USER = "SELECT nullif(current_setting('app.user', true), '')"
-
-Receiver = Callable[[Any], None]
 
 
 @pytest.fixture(autouse=True)
@@ -42,24 +40,6 @@ def one(alias: str) -> Iterator[str]:
     """Each engine in turn, with room for one connection."""
     with pool_for_one(alias) as name:
         yield name
-
-
-@contextmanager
-def receiving(alias: str, *receivers: Receiver) -> Iterator[list[Any]]:
-    """Call receivers when a wrapper of `alias` sends the signal; note each signal."""
-    heard: list[Any] = []
-
-    def receive(connection: Any, **kwargs: Any) -> None:
-        if connection.alias == alias:
-            heard.append(connection)
-            for receiver in receivers:
-                receiver(connection)
-
-    connection_created.connect(receive)
-    try:
-        yield heard
-    finally:
-        connection_created.disconnect(receive)
 
 
 def made_from(alias: str, overrides: type) -> Any:
