@@ -35,14 +35,12 @@ from .status import explain_exhaustion
 logger = logging.getLogger("django_pg_real_pool")
 
 # What each query needs: before Python 3.12, to look a member up in its enum is slow.
-CONNECT, CURSOR, PIN, SESSION, TRANSACTION = (
-    *(Hold.CONNECT, Hold.CURSOR, Hold.PIN, Hold.SESSION, Hold.TRANSACTION),
-)
+CONNECT, CURSOR, PIN, TRANSACTION = Hold.CONNECT, Hold.CURSOR, Hold.PIN, Hold.TRANSACTION
 CURSOR_OPENED, CURSOR_CLOSED = Event.CURSOR_OPENED, Event.CURSOR_CLOSED
 FREE, TAKING, HELD = Phase.FREE, Phase.TAKING, Phase.HELD
 POOLED = Use.POOLED
 NONE, BEGUN, LOST = Transaction.NONE, Transaction.BEGUN, Transaction.LOST
-CLEANING, REPLACEMENT = Debt.CLEANING, Debt.REPLACEMENT
+CLEANING = Debt.CLEANING
 
 
 class Lease:

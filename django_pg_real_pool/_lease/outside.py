@@ -13,7 +13,7 @@ from typing import Any
 from .._process.locks import try_locked
 from . import setup
 from .facts import Debt, Phase, Transaction, Use
-from .rule import Event, Hold
+from .rule import Hold
 
 logger = logging.getLogger("django_pg_real_pool")
 
@@ -102,7 +102,6 @@ def forget_parent(lease: Any) -> Any:
             lease.hooks.driver.abandon(cursor)
     connection = lease.let_go()
     lease.is_base_unaware = lease.hooks.close
-    lease.holds.happened(Event.CLOSED)
     lease.portals.clear()
     lease.closed_elsewhere.clear()
     lease.noting = lease.pool_stand_in = None

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from _thread import get_ident
 from collections import deque
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from .. import observers
+from .._process.locks import with_undo
 from .._process.origins import find_origin
 from .facts import TRANSACTION_STATE, Use
 
@@ -91,19 +93,16 @@ def _tell(lease: Any, event: str, record: observers.Lease) -> None:
     visit = lease.visit
     if visit is None:
         visit = lease.visit = Visit()
-    try:
-        try:
-            visit.connection, visit.is_open = wrapper.connection, True
-            wrapper.connection = None
-            lease.use = NONE  # so a session begins by begin(), which admits the visitor
-            if wrapper.in_atomic_block or wrapper.run_on_commit:
-                _put_aside(wrapper, visit)
-            observers.tell(event, record)
-        finally:
-            _see_off(lease)
-    except BaseException:
-        _see_off(lease)  # interrupted before the other
-        raise
+
+    def put_aside_and_tell() -> None:
+        visit.connection, visit.is_open = wrapper.connection, True
+        wrapper.connection = None
+        lease.use = NONE  # so a session begins by begin(), which admits the visitor
+        if wrapper.in_atomic_block or wrapper.run_on_commit:
+            _put_aside(wrapper, visit)
+        observers.tell(event, record)
+
+    with_undo(put_aside_and_tell, partial(_see_off, lease))
 
 
 def _put_aside(wrapper: Any, visit: Visit) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from threading import Lock
@@ -93,7 +93,6 @@ class QueuePool(Pool):
         return connection
 
     def put(self, session: Session) -> None:
-        line = self._lines.setdefault(session.wrapper.alias, deque())
         try:
             if self._is_overridden:
                 super().put(session)
@@ -104,8 +103,8 @@ class QueuePool(Pool):
             connection = session.let_go()
             connection.close()
         finally:
-            if line:
-                _call_first(line)
+            # Looked up now: somebody may have begun to wait meanwhile.
+            _call_first(self._lines.get(session.wrapper.alias, ()))
 
     def _wait_in(self, line: deque[Any], place: Any, pool: Any) -> None:
         """Wait for one's turn, and for a connection: the pool itself would wait as long again."""
@@ -208,7 +207,7 @@ def _forget_end(proxy: Any) -> None:
         record.fairy_ref = None
 
 
-def _call_first(line: deque[Any]) -> None:
+def _call_first(line: Sequence[Any]) -> None:
     with suppress(IndexError, RuntimeError):  # nobody waits, or it was called already
         line[0].release()
 

@@ -313,7 +313,7 @@ class RealPool(ConnectionPool[Any]):
         try:
             self.check_connection(conn)
         except Exception:  # noqa: BLE001 - as the parent; what raises is perhaps the user's
-            self._stats["connections_lost"] += 1
+            self._count("connections_lost")
             _of_parent.warning("discarding broken connection: %s", conn)
             return False
         return True
