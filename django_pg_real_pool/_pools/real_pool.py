@@ -446,8 +446,12 @@ class RealPool(ConnectionPool[Any]):
         borrower = owner() if isinstance(owner, ref) else None
         if borrower is not None:
             for conn, lent_to in self._list_members():
-                if lent_to is owner and borrower.lacks(conn):
-                    self._replace_lost(conn, owner)
+                if (
+                    lent_to is owner
+                    and borrower.lacks(conn)
+                    and self._replace_if(conn, owner)
+                ):
+                    self._tell_lost()
 
     def _wait(self, place: Place, timeout: float) -> Any:
         began = monotonic()
@@ -599,19 +603,29 @@ class RealPool(ConnectionPool[Any]):
             elif owner is None:
                 if conn.closed:
                     self._forget_closed(conn)
-            elif isinstance(owner, ref):
-                borrower = owner()
-                if borrower is None or borrower.has_lost(conn):
-                    self._replace_lost(conn, owner)
+            elif isinstance(owner, ref) and self._replace_if_lost(conn, owner):
+                self._tell_lost()
 
-    def _replace_lost(self, conn: Any, owner: Any) -> None:
-        if self._replace_if(conn, owner):
-            logger.warning(
-                "a thread was interrupted while it got a connection from %r or "
-                "gave it back: the connection is replaced",
-                self.name,
-            )
-            self._tell_closed("lost")
+    @locked
+    def _replace_if_lost(self, conn: Any, owner: Any) -> bool:
+        """Replace a connection that its borrower has lost; return whether it had.
+
+        The borrower answers within the lock.  Before that, it could give the connection
+        back, and after it, take the same one again.
+        """
+        if self._members.get(conn) is not owner:
+            return False
+        borrower = owner()
+        is_lost = borrower is None or borrower.has_lost(conn)
+        return is_lost and self._replace_if(conn, owner)
+
+    def _tell_lost(self) -> None:
+        logger.warning(
+            "a thread was interrupted while it got a connection from %r or "
+            "gave it back: the connection is replaced",
+            self.name,
+        )
+        self._tell_closed("lost")
 
     @locked
     def _forget_closed(self, conn: Any) -> None:

@@ -1112,6 +1112,36 @@ def test_what_is_closed_and_idle_is_left_to_who_gets_it(two: Any) -> None:
     assert made(two) == 3
 
 
+def test_what_is_taken_while_the_reaper_looks_is_not_closed(
+    two: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R4: it saw that a lease has lost its connection; then another query took it."""
+    holder = Holder(two)
+    connection = holder.take()
+    seen = two._list_members()
+    holder.give()
+
+    class AsSeen(RealPool):
+        def _list_members(self) -> list[tuple[Any, Any]]:
+            return list(seen)
+
+    def has_lost(looked_at: Any) -> bool:
+        run_in_thread(holder.take)
+        return True
+
+    monkeypatch.setattr(holder, "has_lost", has_lost)
+    monkeypatch.setattr(two, "__class__", AsSeen)
+    two.reap()
+    monkeypatch.undo()
+    if holder.connection is None:
+        holder.take()
+    assert two._members[connection] is holder.me
+    assert not connection.closed
+    holder.give()
+    assert_whole(two)
+    assert made(two) == 2
+
+
 def test_what_comes_back_after_it_was_given_up_is_closed(
     lost: tuple[Any, Holder, Any],
 ) -> None:
