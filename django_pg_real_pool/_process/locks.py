@@ -7,11 +7,9 @@ before the body, and nobody releases the lock.
 So the lock is acquired within `try`, and whatever is raised, it is released if this thread
 has it.  An RLock knows that: its `release()` refuses for all others.  What an RLock can't
 tell is whether an outer frame of the same thread has it, which then must keep it.  For
-that, `_holder` has the thread that is inside.  Each thread writes its own identity there, or
-0, and only within the lock.  So who reads its own identity is inside, also without the GIL;
-who reads anything else is not, whatever others write meanwhile.
-Each thread writes only its own identity there, or 0, and only within the lock.  So who reads
-its own is inside, without the GIL too, whatever others write meanwhile.
+that, `_holder` names the thread that is inside.  Each thread writes only its own identity
+there, or 0, and only within the lock.  So a thread that reads its own identity is inside,
+without the GIL too, whatever others write meanwhile.
 
 Where the method itself raises, the exception from outside may hit the handler of that one.
 So there are two handlers, one around the other.
