@@ -297,26 +297,29 @@ class RealPool(ConnectionPool[Any]):
         me = _Out("being checked")
         try:
             for conn in self._take_all_idle(me):
-                if self._is_sound(conn):
+                fault = self._find_fault(conn)
+                if fault is None:
                     self._add_to_pool(conn)
                 else:
                     self._replace(conn)
+                    self._tell_closed(fault)
         except BaseException:
             for conn, _ in self._list_members():
                 self._replace_if(conn, me)
             raise
 
-    def _is_sound(self, conn: Any) -> bool:
+    def _find_fault(self, conn: Any) -> observers.Closing | None:
+        """Return why an idle connection is to be replaced; None: it is sound."""
         if self._is_expired(conn):
             _of_parent.info("discarding expired connection %s", conn)
-            return False
+            return "expired"
         try:
             self.check_connection(conn)
         except Exception:  # noqa: BLE001 - as the parent; what raises is perhaps the user's
             self._count("connections_lost")
             _of_parent.warning("discarding broken connection: %s", conn)
-            return False
-        return True
+            return "broken"
+        return None
 
     @locked
     def _take_all_idle(self, owner: Any) -> list[Any]:

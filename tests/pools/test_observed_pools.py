@@ -141,6 +141,22 @@ def test_what_a_check_has_refused_is_heard_of(observer: Any) -> None:
         has_heard(watcher, "closed", "broken")
 
 
+@pytest.mark.parametrize("why", ["broken", "expired"])
+def test_what_the_pools_own_check_has_found_is_heard_of(why: str, observer: Any) -> None:
+    """It is called by hand, now and then, and looks at all that are idle."""
+    with watched("looked_at_native") as watcher:
+        pid = backend_pid("looked_at_native")
+        wrapper: Any = connections["looked_at_native"]
+        if why == "broken":
+            observer.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+        else:
+            wrapper.pool._pool[0]._expire_at = 0.0
+        wrapper.pool.check()
+        has_heard(watcher, "closed", why)
+        assert backend_pid("looked_at_native") != pid
+        assert len([each for each in watcher.of_pool if each[0] == "closed"]) == 1
+
+
 def test_what_an_interrupted_thread_has_lost_is_heard_of() -> None:
     with watched("lost_native") as watcher:
         backend_pid("lost_native")
