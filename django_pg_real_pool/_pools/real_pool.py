@@ -616,11 +616,12 @@ class RealPool(ConnectionPool[Any]):
         The borrower answers within the lock.  Before that, it could give the connection
         back, and after it, take the same one again.
         """
-        if self._members.get(conn) is not owner:
-            return False
         borrower = owner()
-        is_lost = borrower is None or borrower.has_lost(conn)
-        return is_lost and self._replace_if(conn, owner)
+        return (
+            self._members.get(conn) is owner
+            and (borrower is None or borrower.has_lost(conn))
+            and self._replace_if(conn, owner)
+        )
 
     def _tell_lost(self) -> None:
         logger.warning(
