@@ -32,6 +32,8 @@ class Break:
         self._action = action
         #: Where it was; None: what ran came to its end before.
         self.where: str | None = None
+        #: Who traces this thread besides: the measuring of coverage.
+        self._tracing = sys.gettrace()
 
     def run(self, program: Callable[[], object]) -> None:
         """Run `program` in this thread."""
@@ -49,7 +51,7 @@ class Break:
             if self._left == 0:
                 file = os.path.basename(frame.f_code.co_filename)
                 self.where = f"{frame.f_code.co_name} at {file}:{frame.f_lineno}"
-                sys.settrace(None)
+                sys.settrace(self._tracing)
                 self._action()
 
     @contextmanager
@@ -58,7 +60,7 @@ class Break:
         try:
             yield
         finally:
-            sys.settrace(None)
+            sys.settrace(self._tracing)
 
     def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         if frame.f_code.co_filename not in self._files or self.where is not None:
