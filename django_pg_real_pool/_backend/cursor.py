@@ -82,8 +82,10 @@ class AutoConnectionReleaseCursor(_Base):
             lease.seen_by = get_ident()
             return executor(sql, params, many, {"connection": db, "cursor": self})
         except Exception:
+            lease.seen_by = 0  # Django may have refused before it looked
             raise
         except BaseException:
+            lease.seen_by = 0
             lease.cut_if_stuck()
             self.close()
             raise
@@ -107,8 +109,12 @@ class AutoConnectionReleaseCursor(_Base):
 
     def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
         self._look_at(function_changes_session(procname, self.cursor), procname, params)
-        self.db._lease.seen_by = get_ident()
-        return super().callproc(procname, params, kparams)
+        lease = self.db._lease
+        try:
+            lease.seen_by = get_ident()
+            return super().callproc(procname, params, kparams)
+        finally:
+            lease.seen_by = 0
 
     def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         return self._sending("copy", statement)(statement, *args, **kwargs)

@@ -12,7 +12,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import Error, connections
+from django.apps import apps
+from django.db import Error, NotSupportedError, connections
 from django.db.backends.utils import CursorWrapper
 from django.db.transaction import atomic
 from helpers import backend_pid, installed
@@ -664,6 +665,32 @@ def called_by_a_proxy(db: Any, sql: str) -> None:
     with db.cursor() as cursor:
         cursor.cursor = Proxy(cursor.cursor)
         cursor.callproc("set_config", ["app.tenant", "1", False])
+
+
+def callproc_with_keywords(cursor: Any) -> None:
+    cursor.callproc("now", None, {"no": "keywords"})
+
+
+def execute_before_apps_are_ready(cursor: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(apps, "ready", False)
+        warnings.simplefilter("error")
+        cursor.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("refused", [callproc_with_keywords, execute_before_apps_are_ready])
+def test_a_statement_that_django_refuses_is_not_taken_for_the_next(
+    one: str, refused: Callable[[Any], None]
+) -> None:
+    """S1, S3: which comes through a cursor of a tool's own."""
+    before = session(one)
+    db = connections[one]
+    with db.cursor() as cursor:
+        with suppress(NotSupportedError, RuntimeWarning):
+            refused(cursor)
+        CursorWrapper(cursor.cursor, db).execute("SET app.tenant = '1'")
+    db.close()
+    assert changed(before, session(one)) == {}
 
 
 @pytest.mark.parametrize(
