@@ -321,3 +321,20 @@ def test_what_a_listener_raises_leaves_no_lease(
     forget_pool(ALIAS)
     wait_until(lambda: census(ALIAS).in_use == 0, "nothing is in use")
     assert backend_pid(ALIAS)
+
+
+@pytest.mark.parametrize("alias", ["dj"], indirect=True)
+def test_a_pool_of_djangos_that_somebody_has_asked_for_is_closed_as_well(
+    alias: str,
+) -> None:
+    """D1: Django's tests ask for it, also where the engine has a pool of its own."""
+    with extra_alias(f"both_{alias}", alias) as name:
+        db: Any = connections[name]
+        db.settings_dict["OPTIONS"]["pool"] = {"min_size": 1}
+        pool = db.pool
+        pool.open()
+        db.close_pool()
+        assert pool.closed
+        assert name not in db._connection_pools
+        db.close_pool()
+        assert name not in db._connection_pools
