@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from _thread import get_ident
 from asyncio import _get_running_loop
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -162,34 +163,38 @@ class LowerLayer(_Base):
         if self.connection is not None:
             # Before anything is switched: a dropped cursor's warning may be an error.
             lease.settle()
-            if self.connection is not None:
-                self._set_autocommit_leased(autocommit, by_atomic)
-                return
-        lease.is_off_by_atomic = by_atomic
-        # The mode is noted, for the next checkout; the rest is as stock.
-        if lease.unsent_savepoints:
-            # savepoint() by hand, outside a block: of a transaction that never began.
-            lease.unsent_savepoints.clear()
-        lease.forget_transaction()
-        if not autocommit and self._logs_queries():
-            lease.log_unsent("BEGIN")
-        self.autocommit = autocommit
+        if self.connection is None or not lease.exclusively(
+            partial(self._switch_leased, autocommit, by_atomic)
+        ):
+            # The mode is noted, for the next checkout; the rest is as stock.
+            lease.is_off_by_atomic = by_atomic
+            if lease.unsent_savepoints:
+                # savepoint() by hand, outside a block: of a transaction that never began.
+                lease.unsent_savepoints.clear()
+            lease.forget_transaction()
+            if not autocommit and self._logs_queries():
+                lease.log_unsent("BEGIN")
+            self.autocommit = autocommit
         if autocommit and self.run_commit_hooks_on_set_autocommit_on:
             self.run_and_clear_commit_hooks()
             self.run_commit_hooks_on_set_autocommit_on = False
 
-    def _set_autocommit_leased(self, autocommit: bool, by_atomic: bool) -> None:
+    def _switch_leased(self, autocommit: bool, by_atomic: bool) -> bool:
+        """Switch the mode of the connection that is here; return False if none is."""
+        if self.connection is None:
+            return False
         lease = self._lease
         leaving_atomic = autocommit and lease.is_off_by_atomic
         lease.is_off_by_atomic = by_atomic
-        callbacks = self.run_on_commit
+        runs_callbacks = self.run_commit_hooks_on_set_autocommit_on
         try:
+            # The callbacks come later: they may wait for threads that share the wrapper.
+            self.run_commit_hooks_on_set_autocommit_on = False
             super().set_autocommit(autocommit, by_atomic)
         except BaseException as error:
             if (
                 leaving_atomic
                 and not self.autocommit
-                and self.run_on_commit is callbacks  # so none of them has run, or raised
                 and (lease.is_end_missing or not isinstance(error, self._hooks.of_database))
             ):
                 # COMMIT or ROLLBACK was interrupted, so the connection is still in the
@@ -197,7 +202,9 @@ class LowerLayer(_Base):
                 # thread, which shares the wrapper, is left alone.
                 self.close()
             raise
-        lease.settle()
+        finally:
+            self.run_commit_hooks_on_set_autocommit_on = runs_callbacks
+        return True
 
     def _commit(self) -> None:
         if self.connection is None and self._lease.use is POOLED:

@@ -133,7 +133,7 @@ class ConnectionReleaseMixin(_Base):
         with stock.  Raises what the driver or the pool raises; then none is checked out.
         """
         lease = self._lease
-        if lease.phase is Phase.ASKED:
+        if lease.phase is Phase.ASKED and lease.is_within:
             lease.open()
             return
         if lease.is_held and not self.allow_thread_sharing:
@@ -153,10 +153,16 @@ class ConnectionReleaseMixin(_Base):
     def is_usable(self) -> bool:
         """Check the connection that there is, or else the one that a query would get."""
         lease = self._lease
-        if self.connection is not None or lease.use is not POOLED:
+        if lease.use is not POOLED:
             return super().is_usable()
+        found = lease.exclusively(self._is_usable_if_here)
+        if found is not None:
+            return found
         # The check is not the block's statement, so it must not begin its transaction.
         return setup.outside_transaction(lease, self._is_usable_once_pinned)
+
+    def _is_usable_if_here(self) -> bool | None:
+        return None if self.connection is None else super().is_usable()
 
     def _is_usable_once_pinned(self) -> bool:
         token = object()
@@ -177,10 +183,18 @@ class ConnectionReleaseMixin(_Base):
         rows that were fetched already stay readable.
         """
         lease = self._lease
-        if lease.phase is Phase.RETURNING or lease.use is not POOLED:
+        if lease.phase is Phase.RETURNING and lease.is_within:
             super().close()  # the end of a lease: the base must hear of it
             return
-        self.validate_thread_sharing()
+        if lease.use is POOLED:
+            self.validate_thread_sharing()
+        lease.exclusively(self._close_exclusively)
+
+    def _close_exclusively(self) -> None:
+        lease = self._lease
+        if lease.use is not POOLED:
+            super().close()
+            return
         try:
             if self.connection is not None:
                 lease.drop(True)
@@ -208,7 +222,9 @@ class ConnectionReleaseMixin(_Base):
         for adapter in registry.adapters():
             adapter.close_all_of(database_of(self.settings_dict))
         self._hooks.pool.close(self)
-        if self._hooks.close_pool:
+        # Django's own would make a pool only to close it.  Where the engine has another pool,
+        # somebody may have asked for Django's as well.
+        if self._hooks.close_pool or self.alias in getattr(self, "_connection_pools", ()):
             super().close_pool()  # type: ignore[misc]
 
     def close_if_unusable_or_obsolete(self) -> None:
@@ -256,13 +272,7 @@ class ConnectionReleaseMixin(_Base):
             self._lease.unsent_savepoints.clear()
             return
         self._validate_end_of_transaction()
-        has_returned = False
-        try:
-            self._commit_as_base()
-            has_returned = True
-        finally:
-            # Before set_autocommit(True), hence before the callbacks of on_commit() run.
-            self._lease.end_transaction(has_returned)
+        self._lease.end_transaction(self._commit_as_base)
 
     def _commit_as_base(self) -> None:
         if (
@@ -281,12 +291,7 @@ class ConnectionReleaseMixin(_Base):
             self._lease.unsent_savepoints.clear()
             return
         self._validate_end_of_transaction()
-        has_returned = False
-        try:
-            super().rollback()
-            has_returned = True
-        finally:
-            self._lease.end_transaction(has_returned)
+        self._lease.end_transaction(super().rollback)
 
     def _validate_end_of_transaction(self) -> None:
         # As stock does next; but a call that is refused must not count as an end.

@@ -153,6 +153,10 @@ class Driver:
         """Return whether the connection is in a transaction; None if it is broken."""
         return not autocommit
 
+    def is_busy(self, physical: Any) -> bool:
+        """Return whether a statement is under way, so that nobody knows what comes of it."""
+        return False
+
     def has_failed(self, physical: Any) -> bool:
         """Return whether the transaction that the connection is in can only be rolled back."""
         return False

@@ -222,6 +222,9 @@ class Psycopg(Driver):
             return not autocommit
         return True if status in (INTRANS, INERROR) else None
 
+    def is_busy(self, physical: Any) -> bool:
+        return bool(physical.pgconn.transaction_status == ACTIVE)
+
     def has_failed(self, physical: Any) -> bool:
         return bool(physical.pgconn.transaction_status == INERROR)
 
@@ -422,10 +425,10 @@ def _attributes(physical: Any) -> Any:
 
 
 def _database(physical: Any) -> tuple[str, int, str] | None:
-    if physical.closed:
-        return None
-    info = physical.info
-    return (info.host, info.port, info.dbname)
+    with suppress(Exception):  # it is closed, perhaps just now
+        info = physical.info
+        return (info.host, info.port, info.dbname)
+    return None
 
 
 def _named(dumpers: dict[Any, Any]) -> Counter[Any]:

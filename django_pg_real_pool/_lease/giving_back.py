@@ -26,12 +26,13 @@ def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
         if lease.record is not None:
             telling.given_back(lease)
         return
-    wrapper, hooks, physical = lease.wrapper, lease.hooks, lease.physical
+    wrapper, hooks = lease.wrapper, lease.hooks
     # Whatever is thrown into this thread from here on, the connection is not kept, nor
     # given to anybody before it is clean.
     try:
         lease.phase = Phase.CLOSING if as_stock else Phase.RETURNING
-        connection = wrapper.connection
+        # From here on no finaliser ends the lease; it may have done so just before.
+        connection, physical = wrapper.connection, lease.physical
         is_here = physical is not None and (
             connection is physical or hooks.pool.physical(connection) is physical
         )

@@ -24,7 +24,7 @@ from django.utils.asyncio import async_unsafe
 from .. import observers
 from .._drivers import Heard, Statement
 from .._process import collector, greenlets, reaper, registry
-from .._process.locks import locked, try_locked
+from .._process.locks import T, locked, try_locked
 from .._process.origins import find_origin
 from .._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
 from . import giving_back, outside, setup, statements, telling
@@ -112,9 +112,10 @@ class Lease:
         self.closed_elsewhere: list[tuple[Hashable, Finder | None]] = []
         #: The names of the open cursors that have a portal on the server.
         self.portals: dict[Hashable, str] = {}
-        #: Above 0 while a method of the base runs that may send statements, such as its own
-        #: `_cursor()`: nothing is released when these end.
-        self.in_base = 0
+        #: Above 0 while the connection is to stay whatever ends, but for `close()`: while a
+        #: method of the base runs that may send statements, or a section is at work that a
+        #: finaliser or a signal handler may come between.
+        self.kept = 0
         #: What observers are told of this lease; None: it is not observed.
         self.record: observers.Lease | None = None
         #: What is put aside while an observer is told; None: nobody was told yet.
@@ -158,6 +159,11 @@ class Lease:
         """Whether the wrapper has a connection that it took from a pool."""
         return self.use is POOLED and self.wrapper.connection is not None
 
+    @property
+    def is_within(self) -> bool:
+        """Whether this thread is in a critical section of the lease's."""
+        return self._holder == get_ident()
+
     def pool_of_base(self) -> Any:
         return self.wrapper._pool_of_base()
 
@@ -199,7 +205,7 @@ class Lease:
         described = self.holds.describe()
         # The driver is asked within the lock: else the connection could be closed, and its
         # memory freed, while it answers.
-        if self._holder == get_ident():
+        if self.is_within:
             has_unnoted = self._has_unnoted_transaction()
         else:
             has_unnoted = try_locked(self, self._has_unnoted_transaction)
@@ -224,8 +230,12 @@ class Lease:
         Nothing happens if that was done since close().  Raises ProgrammingError, as
         stock does, where the block that was open at close() is open still.
         """
+        return self.use is POOLED or self._begin(explicitly)
+
+    @locked
+    def _begin(self, explicitly: bool) -> bool:
         wrapper = self.wrapper
-        if self.use is POOLED:
+        if self.use is POOLED:  # by now: a thread that shares the wrapper has begun
             return True
         if self.use is Use.UNPOOLED and wrapper.connection is not None:
             return False
@@ -315,18 +325,48 @@ class Lease:
         Test runners do that to forbid the database.  Django's own method refuses a block
         whose connection was closed.  It arrives at `connect()`, and so at `open()`.
         """
-        before = self.in_base
         try:
-            self.in_base = before + 1
             if self.phase is Phase.RETURNED:
                 giving_back.forget(self)  # what was interrupted, the last time
             self.phase = Phase.ASKED
-            self.wrapper.ensure_connection()
+            self._keeping(self.wrapper.ensure_connection)
         except BaseException:
             self.drop()
             raise
+
+    def _secure(self, take: Callable[[], None]) -> None:
+        """Take a connection if there is none, and add one to `kept`.
+
+        The caller brings that back.  If this raises, it was not changed.
+        """
+        kept = self.kept
+        while self.kept == kept:
+            if not self.has_connection():
+                self.begin()  # a thread that shares the wrapper may have closed it
+                take()
+            self.kept = kept + 1
+            if not self.has_connection():
+                self.kept = kept  # a signal handler's query has ended what was taken
+
+    def _keeping(self, do: Callable[[], T]) -> T:
+        """Return what `do` returns; until then the connection is kept."""
+        kept = self.kept
+        try:
+            self.kept = kept + 1
+            return do()
         finally:
-            self.in_base = before
+            self.kept = kept
+
+    @locked
+    def exclusively(self, do: Callable[[], T]) -> T:
+        """Return what `do` returns; until then nobody else may give the connection back.
+
+        Not the reaper, nor a thread that shares the wrapper, nor a finaliser.
+        """
+        try:
+            return self._keeping(do)
+        finally:
+            self._settle()
 
     def open(self) -> None:
         """Get a connection and make it ready.  When it raises, there is none."""
@@ -436,11 +476,11 @@ class Lease:
     @locked
     def open_cursor(self, name: str | None) -> Any:
         """Make a Django cursor that holds the lease, which begins with it if need be."""
-        wrapper = self.wrapper
+        wrapper, kept = self.wrapper, self.kept
+        had_connection = self.has_connection()
         try:
-            if wrapper.connection is None or not self.has_connection():
-                self.take()
-            else:
+            self._secure(self.take)
+            if had_connection:
                 self.reclaim_cursors()
                 if self.physical is not None:
                     self._look_at_transaction()
@@ -454,7 +494,9 @@ class Lease:
             except Exception:
                 with wrapper.wrap_database_errors:
                     raise
+            self.kept = kept
         except BaseException:
+            self.kept = kept
             self._settle()
             raise
         if name is not None:
@@ -466,14 +508,11 @@ class Lease:
         """Make a cursor by a base's own `_cursor()`, which may run statements, and raise."""
         if not self.begin():
             return make()
-        before, depth = set(self.holds.now.get(CURSOR, ())), self.in_base
-        has_made = False
+        before, has_made = set(self.holds.now.get(CURSOR, ())), False
         try:
-            self.in_base = depth + 1
-            cursor = setup.make_base_cursor(self, make)
+            cursor = self._keeping(partial(setup.make_base_cursor, self, make))
             has_made = True
         finally:
-            self.in_base = depth
             if not has_made:
                 for who in set(self.holds.now.get(CURSOR, ())) - before:
                     self.holds.happened(CURSOR_CLOSED, who)
@@ -521,47 +560,57 @@ class Lease:
 
     @locked
     def _pin(self, token: Hashable, is_own: bool) -> None:
-        if not self.has_connection():
-            self.take()
-        if is_own:
-            self.own_pins.add(token)
-            self._look_at_driver_side()
-        elif self.options.session_state is not SessionPolicy.IGNORE:
-            self.owe(CLEANING)
-        self.holds.happened(Event.PIN_ENTERED, token)
+        kept = self.kept
+        try:
+            self._secure(self.take)
+            if is_own:
+                self.own_pins.add(token)
+                self._look_at_driver_side()
+            elif self.options.session_state is not SessionPolicy.IGNORE:
+                self.owe(CLEANING)
+            self.holds.happened(Event.PIN_ENTERED, token)
+        finally:
+            self.kept = kept
         if self.options.track_origins:
             self.holds.origins[token] = find_origin()
 
     @locked
     def unpin(self, token: Hashable) -> None:
-        if token in self.own_pins:
-            self.own_pins.discard(token)
-            driver = self.hooks.driver
-            if self.physical is not None and driver.has_new_types(self.physical):
+        driver = self.hooks.driver
+        try:
+            if (
+                token in self.own_pins
+                and self.physical is not None
+                and driver.has_new_types(self.physical)
+            ):
                 # Registered with one connection, after an extension was made, say.
                 driver.snapshot(self.physical)
                 driver.forget_others(self.physical)
-        self.holds.happened(Event.PIN_LEFT, token)
-        self._settle()
+        finally:
+            self.own_pins.discard(token)
+            self.holds.happened(Event.PIN_LEFT, token)
+            self._settle()
 
     @locked
     def connected(self, is_kept: bool) -> None:
         """Begin the lease that user code has asked for by `connect()`."""
         self.refuse_if_lost()
-        if not self.has_connection():  # a thread that shares the wrapper may have been here
-            self.open()
-        if is_kept:
-            if self.options.session_state is not SessionPolicy.IGNORE:
-                self.owe(CLEANING)  # as under a pin: it is as deliberate
-            self.holds.happened(Event.CONNECTED)
-        else:
-            self._settle()
+        kept = self.kept
+        try:
+            self._secure(self.open)
+            if is_kept:
+                if self.options.session_state is not SessionPolicy.IGNORE:
+                    self.owe(CLEANING)  # as under a pin: it is as deliberate
+                self.holds.happened(Event.CONNECTED)
+        finally:
+            self.kept = kept
+        self._settle()
 
     # ##### Transactions #####
 
     def _transaction_began(self) -> None:
-        self.transaction = BEGUN
         self.holds.happened(Event.TRANSACTION_BEGAN)
+        self.transaction = BEGUN
         if self.options.track_origins:
             self.holds.origins[None] = find_origin()
 
@@ -579,8 +628,11 @@ class Lease:
         if in_transaction:
             if TRANSACTION not in self.holds.now:
                 self._transaction_began()
-        elif in_transaction is False and self.transaction is BEGUN:
-            self._transaction_ended()
+        elif in_transaction is False and (
+            self.transaction is BEGUN or TRANSACTION in self.holds.now
+        ):
+            if not self.hooks.driver.is_busy(self.physical):  # whose answer is yet to come
+                self._transaction_ended()
         elif in_transaction is None and self.hooks.driver.may_have_begun(raw):
             self._transaction_began()
         # None: the connection is broken, which does not end what began on it.
@@ -610,25 +662,43 @@ class Lease:
             self.hooks.driver.cut(physical)
 
     @locked
-    def end_transaction(self, was_told: bool) -> None:
-        """Note that commit() or rollback() has been called, and settle.
+    def end_transaction(self, commit_or_roll_back: Callable[[], None]) -> None:
+        """End the transaction by Django's `commit()` or `rollback()`, and settle.
 
-        `was_told`: it has returned, which not every driver can see by itself.  If it has
-        raised and the connection is broken, the transaction has ended, too.
+        That comes before Django switches autocommit on, and so before the callbacks of
+        on_commit() run.
         """
-        if self.wrapper.connection is not None:
-            if not was_told:
-                self.cut_if_stuck()
-                self._end_if_cut_short()
-            in_transaction = self._is_in_transaction()
-            self.is_end_missing = bool(in_transaction) and not was_told
-            if in_transaction is None or (was_told and self.hooks.driver.guesses):
-                if not was_told:
-                    self._forget_callbacks()
-                self._transaction_ended()
-                self._settle(is_over=True)
-                return
-        self._settle()
+        is_over, has_returned, kept = False, False, self.kept
+        try:
+            try:
+                self.kept = kept + 1
+                commit_or_roll_back()
+                has_returned = True
+            finally:
+                is_over = self._look_at_end(has_returned)
+        finally:
+            self.kept = kept
+            self._settle(is_over)
+
+    def _look_at_end(self, was_told: bool) -> bool:
+        """Return whether the transaction is over, as far as the driver can't see it.
+
+        `was_told`: commit() or rollback() has returned.  If it has raised and the connection
+        is broken, the transaction has ended, too.
+        """
+        if self.wrapper.connection is None:
+            return False
+        if not was_told:
+            self.cut_if_stuck()
+            self._end_if_cut_short()
+        in_transaction = self._is_in_transaction()
+        self.is_end_missing = bool(in_transaction) and not was_told
+        if in_transaction is not None and not (was_told and self.hooks.driver.guesses):
+            return False
+        if not was_told:
+            self._forget_callbacks()
+        self._transaction_ended()
+        return True
 
     def _end_if_cut_short(self) -> None:
         """Close a connection whose COMMIT or ROLLBACK was left before the answer came.
@@ -668,19 +738,26 @@ class Lease:
         `is_over`: the transaction has ended, though the driver may not see it.  `raw`: the
         driver's cursor that was closed just now.
         """
-        wrapper, physical = self.wrapper, self.physical
-        if self.phase is not HELD or wrapper.connection is None or self.in_base:
+        if self.phase is not HELD or self.kept:
             return
-        holds, lost = self.holds.now, None
-        if self.closed_elsewhere or CURSOR in holds:
-            lost = self._reclaim_cursors()
-        if (
-            self.transaction is not NONE
-            or physical is not wrapper.connection
-            or self.hooks.driver.transaction(physical, wrapper.autocommit) is not False
-        ) and not is_over:
-            self._look_at_transaction(raw)
-        if not holds:
+        wrapper, holds, lost = self.wrapper, self.holds.now, None
+        try:
+            self.kept = 1
+            physical = self.physical
+            if self.phase is not HELD or wrapper.connection is None:
+                return
+            if self.closed_elsewhere or CURSOR in holds:
+                lost = self._reclaim_cursors()
+            if (
+                self.transaction is not NONE
+                or TRANSACTION in holds
+                or physical is not wrapper.connection
+                or self.hooks.driver.transaction(physical, wrapper.autocommit) is not False
+            ) and not is_over:
+                self._look_at_transaction(raw)
+        finally:
+            self.kept = 0
+        if not holds and self.phase is HELD:
             giving_back.end(self)
         if lost:
             self._warn_of(lost)

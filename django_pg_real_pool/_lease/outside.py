@@ -26,7 +26,14 @@ def reap(lease: Any) -> None:
         if _is_stuck(lease):
             try_locked(lease, _settle_if_stuck, lease)
     elif lease.owner is not threading.main_thread():  # after which the process ends
-        give_up(lease, f"belongs to thread {lease.owner.name!r}, which has ended")
+        try_locked(lease, _give_up_if_left, lease)
+
+
+def _give_up_if_left(lease: Any) -> None:
+    if (
+        not lease.wrapper.allow_thread_sharing
+    ):  # by now: else another thread goes on with it
+        _give_up(lease, f"belongs to thread {lease.owner.name!r}, which has ended")
 
 
 def _is_stuck(lease: Any) -> bool:
@@ -48,7 +55,7 @@ def _settle_if_stuck(lease: Any) -> None:
     is_simple = not lease.debt and lease.wrapper.autocommit and not lease.hooks.close
     if not lease.holds.now and not is_simple:
         _break(lease)
-    lease.in_base = 0  # an interruption at its end has left it
+    lease.kept = 0  # an interruption at its end has left it
     lease._settle()
     lease._warn_of(lost)
 

@@ -27,7 +27,7 @@ _OF_WRAPPER = (
 )
 #: And what of a lease.
 _OF_LEASE = (
-    *("heard", "in_base", "is_end_missing", "is_off_by_atomic", "noting", "options"),
+    *("heard", "is_end_missing", "is_off_by_atomic", "kept", "noting", "options"),
     *("phase", "source", "transaction", "unsent_savepoints", "wrapping"),
 )
 
@@ -126,7 +126,7 @@ def admit(lease: Any) -> None:
         lease.drop()
     wrapper.execute_wrappers, wrapper.queries_log = [], deque(maxlen=0)
     lease.unsent_savepoints, lease.noting = [], None
-    lease.in_base = lease.wrapping = 0
+    lease.kept = lease.wrapping = 0
 
 
 def _see_off(lease: Any) -> None:
