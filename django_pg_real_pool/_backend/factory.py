@@ -80,12 +80,12 @@ def _make(base: type[W], module: str, once: Any) -> type[Any]:
 
 
 def _check_base(base: Any) -> None:
-    wanted = "make_release_backend() wants a Django DatabaseWrapper class"
+    wanted = "make_release_backend() needs a Django DatabaseWrapper class"
     if not isinstance(base, type):
         raise TypeError(f"{wanted}, not {base!r}.")
     name = f"{base.__module__}.{base.__qualname__}"
     if issubclass(base, ConnectionReleaseMixin):
-        raise TypeError(f"{wanted}, but {name} was made by make_release_backend() already.")
+        raise TypeError(f"{wanted}, but {name} was already made by make_release_backend().")
     if not issubclass(base, BaseDatabaseWrapper):
         raise TypeError(
             f"{wanted}, a subclass of django.db.backends.base.base.BaseDatabaseWrapper; "

@@ -314,9 +314,9 @@ class Lease:
         if self.transaction is not NONE and self.wrapper.connection is None:
             self.transaction = LOST
             raise OperationalError(
-                f"the connection of database alias {self.alias!r} is gone, and the "
-                "transaction with it: nothing can be sent until its block has ended, "
-                "or rollback() or close() was called"
+                f"the connection of database alias {self.alias!r} is lost, and the "
+                "transaction with it: no statement can be sent until the block ends, or "
+                "rollback() or close() is called"
             )
 
     def _take_through_django(self) -> None:

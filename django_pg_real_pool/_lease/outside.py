@@ -81,7 +81,7 @@ def _give_up(lease: Any, why: str) -> None:
     if lease.wrapper.connection is None:
         return
     logger.warning(
-        "a wrapper of database alias %r %s: its connection (%s) is given back",
+        "a wrapper of database alias %r %s: its connection (%s) is replaced",
         lease.alias,
         why,
         ", ".join(lease.describe_holds()) or "no hold",

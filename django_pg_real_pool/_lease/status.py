@@ -105,7 +105,7 @@ def explain_exhaustion(lease: Any, waited: float) -> str:
         reason = f"the pool can't connect to the server: {trouble}. "
     elif not status.leases and not pool.tells_trouble(lease):
         reason = (
-            "perhaps the pool can't connect to the server, then the log of psycopg.pool "
+            "perhaps the pool can't connect to the server; if so, the log of psycopg.pool "
             "says why. "
         )
     return (

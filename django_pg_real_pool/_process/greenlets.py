@@ -70,7 +70,7 @@ def park() -> None:
 #: What is wrong where `was_patched_late()`, and what to do.
 LATE = (
     "Python was patched, by gevent or eventlet, after Django or django_pg_real_pool was "
-    "imported, and so they take all greenlets for one thread."
+    "imported, so these take all greenlets for one thread."
 )
 REMEDY = (
     "Patch before Django is imported: at the top of manage.py or of a worker's module; "

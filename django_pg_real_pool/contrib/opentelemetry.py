@@ -18,8 +18,8 @@ try:
     from opentelemetry.metrics import CallbackOptions, Observation, get_meter
 except ImportError as error:
     raise ImproperlyConfigured(
-        "django_pg_real_pool.contrib.opentelemetry needs OpenTelemetry's API and its "
-        "instrumentor, of which something is not installed. Install it: "
+        "django_pg_real_pool.contrib.opentelemetry needs opentelemetry-api and "
+        "opentelemetry-instrumentation, and not both are installed. Install them: "
         "pip install opentelemetry-instrumentation"
     ) from error
 

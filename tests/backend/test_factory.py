@@ -26,7 +26,7 @@ import django_pg_real_pool
 from django_pg_real_pool import ConnectionReleaseMixin, make_release_backend
 from django_pg_real_pool._pools.native import DjangosPool, NativePool
 
-WANTED = "make_release_backend() wants a Django DatabaseWrapper class"
+WANTED = "make_release_backend() needs a Django DatabaseWrapper class"
 
 
 def new_base(**namespace: Any) -> Any:
@@ -229,9 +229,9 @@ def test_a_made_class_is_refused(alias: str) -> None:
             make_release_backend(given)
         name = f"{given.__module__}.{given.__qualname__}"
         assert str(caught.value) == (
-            f"{WANTED}, but {name} was made by make_release_backend() already."
+            f"{WANTED}, but {name} was already made by make_release_backend()."
         )
-    with pytest.raises(TypeError, match=r"was made by make_release_backend\(\) already"):
+    with pytest.raises(TypeError, match=r"was already made by make_release_backend\(\)"):
         make_release_backend(ConnectionReleaseMixin)
 
 

@@ -590,7 +590,7 @@ def test_a_pool_of_a_bases_own_says_what_can_be_known(caplog: Any) -> None:
         wrapper.cursor()
     assert re.fullmatch(
         r"couldn't get a connection for database alias 'native' in 0\.\d\d s: perhaps the pool "
-        r"can't connect to the server, then the log of psycopg\.pool says why\. pool of .*"
+        r"can't connect to the server; if so, the log of psycopg\.pool says why\. pool of .*"
         r"Held by: no wrapper",
         str(caught.value),
     )

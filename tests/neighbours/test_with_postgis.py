@@ -234,6 +234,6 @@ def test_a_test_database_is_made_and_dropped() -> None:
 def test_the_engine_is_what_the_factory_makes() -> None:
     """D8: it is a PostGIS wrapper, and the factory refuses to make it twice."""
     assert issubclass(DatabaseWrapper, base.DatabaseWrapper)
-    with pytest.raises(TypeError, match=r"was made by make_release_backend\(\) already"):
+    with pytest.raises(TypeError, match=r"was already made by make_release_backend\(\)"):
         make_release_backend(DatabaseWrapper)
     assert make_release_backend(base.DatabaseWrapper) is not DatabaseWrapper

@@ -30,7 +30,7 @@ from django_pg_real_pool._process.greenlets import Green
 
 LATE = (
     "Python was patched, by gevent or eventlet, after Django or django_pg_real_pool was "
-    "imported, and so they take all greenlets for one thread."
+    "imported, so these take all greenlets for one thread."
 )
 REMEDY = (
     "Patch before Django is imported: at the top of manage.py or of a worker's module; "

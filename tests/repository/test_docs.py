@@ -822,13 +822,13 @@ RAISED: list[tuple[str, Callable[[], Any]]] = [
     ("Database 'default': unknown option 'pool_size'", _queue_refused),
     ("Python was patched, by gevent or eventlet", _patched_late),
     (
-        "make_release_backend() wants a Django",
+        "make_release_backend() needs a Django",
         lambda: make_release_backend(3),  # type: ignore[arg-type]
     ),
     ("a connection is held for alias", _held),
     ("assert_released() can't answer", _other_backend),
     ("the cursor can't be used any more", _cursor_open_at_close),
-    ("the connection of database alias 'default' is gone", _taken_away),
+    ("the connection of database alias 'default' is lost", _taken_away),
     ("the connection is closed", _killed_in_atomic),
     ("LISTEN would change the session", _refused),
     ("couldn't get a connection", lambda: _exhausted("brief_native")),
