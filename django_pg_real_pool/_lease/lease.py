@@ -24,7 +24,7 @@ from django.utils.asyncio import async_unsafe
 from .. import observers
 from .._drivers import Heard, Statement
 from .._process import collector, greenlets, reaper, registry
-from .._process.locks import T, locked, try_locked
+from .._process.locks import T, locked, try_locked, with_undo
 from .._process.origins import find_origin
 from .._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
 from . import giving_back, outside, setup, statements, telling
@@ -337,7 +337,7 @@ class Lease:
     def _secure(self, take: Callable[[], None]) -> None:
         """Take a connection if there is none, and add one to `kept`.
 
-        The caller brings that back.  If this raises, it was not changed.
+        The caller brings that back, also when this raises.
         """
         kept = self.kept
         while self.kept == kept:
@@ -348,14 +348,25 @@ class Lease:
             if not self.has_connection():
                 self.kept = kept  # a signal handler's query has ended what was taken
 
+    def _once_secure(self, take: Callable[[], None], do: Callable[[], None]) -> None:
+        """Take a connection if there is none, and keep it until `do` has returned."""
+        kept = self.kept
+
+        def secure_and_do() -> None:
+            self._secure(take)
+            do()
+
+        with_undo(secure_and_do, partial(setattr, self, "kept", kept))
+
     def _keeping(self, do: Callable[[], T]) -> T:
         """Return what `do` returns; until then the connection is kept."""
         kept = self.kept
-        try:
+
+        def keep_and_do() -> T:
             self.kept = kept + 1
             return do()
-        finally:
-            self.kept = kept
+
+        return with_undo(keep_and_do, partial(setattr, self, "kept", kept))
 
     @locked
     def exclusively(self, do: Callable[[], T]) -> T:
@@ -560,19 +571,17 @@ class Lease:
 
     @locked
     def _pin(self, token: Hashable, is_own: bool) -> None:
-        kept = self.kept
-        try:
-            self._secure(self.take)
-            if is_own:
-                self.own_pins.add(token)
-                self._look_at_driver_side()
-            elif self.options.session_state is not SessionPolicy.IGNORE:
-                self.owe(CLEANING)
-            self.holds.happened(Event.PIN_ENTERED, token)
-        finally:
-            self.kept = kept
+        self._once_secure(self.take, partial(self._note_pin, token, is_own))
         if self.options.track_origins:
             self.holds.origins[token] = find_origin()
+
+    def _note_pin(self, token: Hashable, is_own: bool) -> None:
+        if is_own:
+            self.own_pins.add(token)
+            self._look_at_driver_side()
+        elif self.options.session_state is not SessionPolicy.IGNORE:
+            self.owe(CLEANING)
+        self.holds.happened(Event.PIN_ENTERED, token)
 
     @locked
     def unpin(self, token: Hashable) -> None:
@@ -595,16 +604,13 @@ class Lease:
     def connected(self, is_kept: bool) -> None:
         """Begin the lease that user code has asked for by `connect()`."""
         self.refuse_if_lost()
-        kept = self.kept
-        try:
-            self._secure(self.open)
-            if is_kept:
-                if self.options.session_state is not SessionPolicy.IGNORE:
-                    self.owe(CLEANING)  # as under a pin: it is as deliberate
-                self.holds.happened(Event.CONNECTED)
-        finally:
-            self.kept = kept
+        self._once_secure(self.open, self._note_connect if is_kept else lambda: None)
         self._settle()
+
+    def _note_connect(self) -> None:
+        if self.options.session_state is not SessionPolicy.IGNORE:
+            self.owe(CLEANING)  # as under a pin: it is as deliberate
+        self.holds.happened(Event.CONNECTED)
 
     # ##### Transactions #####
 
@@ -669,16 +675,21 @@ class Lease:
         on_commit() run.
         """
         is_over, has_returned, kept = False, False, self.kept
-        try:
+
+        def do() -> None:
+            nonlocal is_over, has_returned
             try:
                 self.kept = kept + 1
                 commit_or_roll_back()
                 has_returned = True
             finally:
                 is_over = self._look_at_end(has_returned)
-        finally:
+
+        def settle() -> None:
             self.kept = kept
             self._settle(is_over)
+
+        with_undo(do, settle)
 
     def _look_at_end(self, was_told: bool) -> bool:
         """Return whether the transaction is over, as far as the driver can't see it.
@@ -743,21 +754,28 @@ class Lease:
         wrapper, holds, lost = self.wrapper, self.holds.now, None
         try:
             self.kept = 1
-            physical = self.physical
-            if self.phase is not HELD or wrapper.connection is None:
-                return
-            if self.closed_elsewhere or CURSOR in holds:
+            physical = self.physical  # from here on no finaliser ends the lease
+            if wrapper.connection is not None and (
+                self.closed_elsewhere or CURSOR in holds
+            ):
                 lost = self._reclaim_cursors()
             if (
-                self.transaction is not NONE
-                or TRANSACTION in holds
-                or physical is not wrapper.connection
-                or self.hooks.driver.transaction(physical, wrapper.autocommit) is not False
-            ) and not is_over:
+                wrapper.connection is not None
+                and not is_over
+                and (
+                    self.transaction is not NONE
+                    or TRANSACTION in holds
+                    or physical is not wrapper.connection
+                    or self.hooks.driver.transaction(physical, wrapper.autocommit)
+                    is not False
+                )
+            ):
                 self._look_at_transaction(raw)
-        finally:
             self.kept = 0
-        if not holds and self.phase is HELD:
+        except BaseException:
+            self.kept = 0
+            raise
+        if not holds and self.phase is HELD and wrapper.connection is not None:
             giving_back.end(self)
         if lost:
             self._warn_of(lost)
