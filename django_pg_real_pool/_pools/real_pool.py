@@ -373,11 +373,23 @@ class RealPool(ConnectionPool[Any]):
             super()._putconn(conn, from_getconn)
             return
         try:
-            self._members[conn] = RETURNING  # a worker has it from here on
-            super()._putconn(conn, from_getconn)
+            if self._note_returning(conn):
+                super()._putconn(conn, from_getconn)
+                return
         except BaseException:
             self._replace_if(conn, RETURNING)
             raise
+        conn._pool = None
+        conn.close()
+
+    @locked
+    def _note_returning(self, conn: Any) -> bool:
+        """Note that a worker has a connection from here on, unless it was given up."""
+        members = self._members
+        if members.get(conn, LOST) is LOST:
+            return False  # or struck out: written down again, it would be replaced again
+        members[conn] = RETURNING
+        return True
 
     def _return_connection(self, conn: Any, from_getconn: bool) -> None:
         self._reset_connection(conn)

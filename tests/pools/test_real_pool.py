@@ -685,6 +685,43 @@ def test_a_connection_that_is_reset_and_given_up_is_replaced_once(
         assert made(pool) == 2
 
 
+@pytest.mark.parametrize("when", ["is to be replaced", "was replaced"])
+def test_what_comes_back_to_be_reset_after_it_was_given_up_is_closed(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R10: the other one is there already, or will be; by then it was found to be ours."""
+    reset: list[Any] = []
+    with opened(size=2, reset=reset.append) as pool:
+        holder = Holder(pool)
+        connection = holder.take()
+        later: list[Any] = []
+        run_task = pool.run_task
+
+        def give_up() -> None:
+            if when == "is to be replaced":
+                monkeypatch.setattr(pool, "run_task", later.append)
+            assert pool._replace_if(connection, holder.me)
+            if when == "was replaced":
+                wait_until(lambda: made(pool) == 3, "there is another")
+                assert_whole(pool)
+
+        putconn = pool._putconn
+
+        def watched(*args: Any, **kwargs: Any) -> None:
+            give_up()
+            putconn(*args, **kwargs)
+
+        monkeypatch.setattr(pool, "_putconn", watched)
+        holder.give()
+        assert connection.closed
+        assert connection._pool is None
+        monkeypatch.setattr(pool, "run_task", run_task)
+        for each in later:
+            run_task(each)
+        assert_whole(pool)
+        assert (made(pool), reset) == (3, [])
+
+
 # ##### Waiting #####
 
 
