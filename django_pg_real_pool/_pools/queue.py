@@ -146,7 +146,9 @@ class QueuePool(Pool):
         self._close(wrapper.alias)
 
     def close_all_of(self, database: Any) -> None:
-        for alias, made_with in list(self._made_with.items()):
+        # dict() is one step.  list() of its items is not before Python 3.12: the collector
+        # may run, and let a thread that makes a pool write here.
+        for alias, made_with in dict(self._made_with).items():
             if database_of(made_with) == database:
                 self._close(alias)
 

@@ -147,7 +147,7 @@ class RealPool(ConnectionPool[Any]):
     """
 
     #: Who has each connection that was made and not closed: None while it is idle, else a
-    #: weak reference to a borrower, or one of the above.
+    #: weak reference to a borrower, or one of the above.  The lock guards it.
     _members: dict[Any, Any]
     #: The borrower that each thread asks for.  A thread writes its own entry only.
     _asking: dict[int, Any]
@@ -535,10 +535,16 @@ class RealPool(ConnectionPool[Any]):
         if observers.listening:
             observers.tell_later("connection_made", self.alias, monotonic() - began)
         know(conn)
-        self._members[conn] = MADE
+        self._note_made(conn)
         for retry in list(self._retries):
             retry.tick()
         return conn
+
+    @locked
+    def _note_made(self, conn: Any) -> None:
+        # Before Python 3.12 the collector may run in the middle of a list(dict.items()),
+        # and with it any other thread.
+        self._members[conn] = MADE
 
     def _raise_if_unreachable(self) -> None:
         # The parent goes on trying for its whole timeout.  A wrong password is reported at

@@ -27,7 +27,7 @@ from leases import Stop
 from sqlalchemy import event
 
 from django_pg_real_pool import make_release_backend, pin_connection
-from django_pg_real_pool._pools import queue
+from django_pg_real_pool._pools import database_of, queue
 from django_pg_real_pool.testing import different_connections
 
 ALIAS = "dj"
@@ -247,6 +247,27 @@ def test_who_finds_the_pool_full_after_all_is_told_who_holds_it(
             backend_pid(ALIAS)
         assert wrapper.connection is None
         assert backend_pid(ALIAS)
+
+
+# ##### While another thread makes a pool, or closes one #####
+
+
+def test_a_pool_that_is_made_while_others_are_closed_disturbs_nobody(
+    wrapper: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R7: the collector may run when the list of them is read, and with it any thread."""
+    pool = wrapper._hooks.pool
+
+    class MadeWith(dict[str, Any]):
+        def items(self) -> Any:
+            for each in super().items():
+                yield each
+                self["another"] = {}
+
+    monkeypatch.setattr(pool, "_made_with", MadeWith(pool._made_with))
+    pool.close_all_of(database_of(wrapper.settings_dict))
+    assert pool_of(ALIAS) is None
+    assert ALIAS not in pool._made_with
 
 
 # ##### On its way back #####

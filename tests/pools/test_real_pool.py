@@ -28,6 +28,7 @@ from django_pg_real_pool._drivers.psycopg3 import know
 from django_pg_real_pool._pools import real_pool
 from django_pg_real_pool._pools.real_pool import (
     LOST,
+    MADE,
     NEEDED,
     NEEDED_IN_POOL,
     OTHERS,
@@ -1008,6 +1009,52 @@ def test_one_attempt_is_made_every_second_and_the_others_when_it_succeeds(
     one.schedule_task(attempt(3), 60.0)
     assert scheduled[-1][1] == 1.0
     one._retries.clear()
+
+
+class Reported:
+    """A lock that tells when somebody waits for it."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self.release = lock.release
+        self.is_awaited = threading.Event()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if not self._lock.acquire(blocking=False):
+            self.is_awaited.set()
+            return bool(self._lock.acquire(blocking))
+        return True
+
+    __enter__ = acquire
+
+    def __exit__(self, *args: object) -> None:
+        self.release()
+
+
+def test_a_new_connection_is_written_down_when_nobody_reads_the_list(two: Any) -> None:
+    """R10: else who reads it fails, if the collector lets a worker run in the midst."""
+    lock, new = Reported(two._lock), []
+    connecting = threading.Thread(target=lambda: new.append(two._connect()))
+
+    class Members(dict[Any, Any]):
+        def items(self) -> Any:
+            for each in super().items():
+                yield each
+                if connecting.ident is None:
+                    connecting.start()
+                    wait_until(
+                        lambda: lock.is_awaited.is_set() or not connecting.is_alive(),
+                        "a worker has connected",
+                    )
+
+    two._lock, two._members = lock, Members(two._members)
+    before = two._list_members()
+    connecting.join()
+    assert len(before) == 2
+    assert two._members.pop(new[0]) is MADE
+    new[0].close()
+    new[0]._pool = None
+    assert_whole(two)
 
 
 def test_what_is_no_attempt_is_scheduled_as_it_is(
