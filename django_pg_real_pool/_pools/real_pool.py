@@ -610,8 +610,9 @@ class RealPool(ConnectionPool[Any]):
 
     @locked
     def _list_members(self) -> list[tuple[Any, Any]]:
-        for conn in self._pool:
-            self._members[conn] = None  # interrupted before it was taken out, perhaps
+        for conn in list(self._pool):  # a signal handler may take one out meanwhile
+            if self._members.get(conn) is not None and conn in self._pool:
+                self._members[conn] = None  # interrupted before it was taken out
         return list(self._members.items())
 
     def reap(self) -> None:

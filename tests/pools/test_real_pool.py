@@ -1466,6 +1466,20 @@ def test_a_signal_handler_may_take_a_connection_at_any_moment(
     assert is_free(two._lock)
 
 
+def test_a_signal_handler_may_take_a_connection_while_they_are_counted(two: Any) -> None:
+    """R7: for a status, say."""
+    taken = 0
+
+    def handle() -> None:
+        nonlocal taken
+        Holder(two).take_and_give()
+        taken += 1
+
+    for where in breaks(two.count_lent, handle, real_pool, locks):
+        assert is_whole(two), where
+    assert taken > 30
+
+
 def test_a_lease_that_a_signal_handler_has_ended_begins_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
