@@ -3,7 +3,7 @@
 Subclass `Observer`, override what you want to hear of, and `add()` an instance.  While
 nobody listens, a lease costs one test of `listening` more, and nothing is recorded.
 
-This module imports nothing of ours: leases and pools tell it what happens.
+This module imports nothing of ours but the lock: leases and pools tell it what happens.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple
+
+from ._process.locks import locked
 
 __all__ = ["Closing", "Hold", "Lease", "Observer", "add", "remove"]
 
@@ -137,9 +139,6 @@ wants_origins = False
 #: The methods that are overridden, by name: who does not override one need not be called.
 hearing: dict[str, tuple[Callable[..., None], ...]] = {}
 
-#: The observers, each with whether it wants origins.  Replaced, never changed.
-_observers: tuple[tuple[Observer, bool], ...] = ()
-_lock = threading.Lock()
 #: The methods that have raised.
 _have_raised: set[Callable[..., None]] = set()
 #: The threads that are in a method of an observer.
@@ -154,45 +153,66 @@ def add(observer: Observer, *, origins: bool = False) -> None:
     """
     if not isinstance(observer, Observer):
         raise TypeError(f"expected an instance of Observer, got {observer!r}")
-    with _lock:
-        others = [each for each in _observers if each[0] is not observer]
-        _replace([*others, (observer, origins)])
+    _listeners.add(observer, origins)
 
 
 def remove(observer: Observer) -> None:
     """Let `observer` hear no more.  Nothing happens if it was not added."""
-    with _lock:
-        _replace([each for each in _observers if each[0] is not observer])
-        for event in _EVENTS:
-            _have_raised.discard(getattr(observer, event))
+    _listeners.remove(observer)
 
 
 _EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
 
 
-def _replace(observers: list[tuple[Observer, bool]]) -> None:
-    global listening, wants_origins, hearing, _observers
-    _observers = tuple(observers)
-    hearing = {
-        event: tuple(
-            getattr(each, event)
-            for each, _ in observers
-            if getattr(type(each), event) is not getattr(Observer, event)
-            or event in vars(each)
-        )
-        for event in _EVENTS
-    }
-    wants_origins = any(origins for _, origins in observers)
-    listening = bool(observers)
+class _Listeners:
+    """All observers.  What is asked for each lease, it writes into the module."""
+
+    def __init__(self) -> None:
+        #: See `locked`.
+        self._lock, self._holder = threading.RLock(), 0
+        #: Each with whether it wants origins.  Replaced, never changed.
+        self.all: tuple[tuple[Observer, bool], ...] = ()
+        self._replace([])
+
+    @locked
+    def add(self, observer: Observer, origins: bool) -> None:
+        others = [each for each in self.all if each[0] is not observer]
+        self._replace([*others, (observer, origins)])
+
+    @locked
+    def remove(self, observer: Observer) -> None:
+        self._replace([each for each in self.all if each[0] is not observer])
+        for event in _EVENTS:
+            _have_raised.discard(getattr(observer, event))
+
+    def _replace(self, observers: list[tuple[Observer, bool]]) -> None:
+        global listening, wants_origins, hearing
+        self.all = tuple(observers)
+        hearing = {
+            event: tuple(
+                getattr(each, event)
+                for each, _ in observers
+                if getattr(type(each), event) is not getattr(Observer, event)
+                or event in vars(each)
+            )
+            for event in _EVENTS
+        }
+        wants_origins = any(origins for _, origins in observers)
+        listening = bool(observers)
+
+    def forget_parent(self) -> None:
+        """In a forked child: a thread of the parent may have had the lock."""
+        self._lock, self._holder = threading.RLock(), 0
 
 
-_replace([])
+_listeners = _Listeners()
 
 # ##### Telling.  What follows is this package's own, and not for others. #####
 
 
 def tell(event: str, *args: Any) -> None:
     """Call a method of each observer, on this thread."""
+    # What with_undo() does, without its calls: they would double what a lease costs here.
     me = get_ident()
     try:
         try:
@@ -269,8 +289,9 @@ def _after_fork() -> None:
 
 def _forget_parent() -> None:
     """In a forked child: the observers are here, the thread is not."""
-    global _lock, _later, _thread, at_work
-    _lock, _later, _thread = threading.Lock(), SimpleQueue(), None
+    global _later, _thread, at_work
+    _listeners.forget_parent()
+    _later, _thread = SimpleQueue(), None
     at_work = threading.RLock()
     telling.intersection_update({get_ident()})
 

@@ -23,10 +23,10 @@ ROOMS = {
     "_lease": "why there is a connection, and when",
     "_session": "which statements change a session",
     "_pools": "takes, puts back, counts connections",
+    "observers": "tells who watches, as metrics do",
     "_drivers": "what a driver knows of a connection",
     "_process": "once per process: locks, reaper, forks",
     "settings": "reads options, refuses wrong ones",
-    "observers": "tells who watches, as metrics do",
 }
 
 #: The modules beside the rooms: what users import ...

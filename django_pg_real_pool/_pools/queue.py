@@ -132,7 +132,8 @@ class QueuePool(Pool):
         finally:
             wrapper.settings_dict = settings
             self._made_with[wrapper.alias] = connecting(settings)
-        pool = session.source = _container().get(wrapper.alias)
+        # None if another thread has closed it since: then the next one is looked up anew.
+        pool = session.source = dict.get(_container(), wrapper.alias)
         idle: Any = getattr(pool, "_pool", None)
         if getattr(idle, "use_lifo", None) is False:
             idle.use_lifo = True  # the one used last, whose server process is warm
@@ -146,7 +147,9 @@ class QueuePool(Pool):
         self._close(wrapper.alias)
 
     def close_all_of(self, database: Any) -> None:
-        for alias, made_with in list(self._made_with.items()):
+        # dict() is one step.  list() of its items is not before Python 3.12: the collector
+        # may run, and let a thread that makes a pool write here.
+        for alias, made_with in dict(self._made_with).items():
             if database_of(made_with) == database:
                 self._close(alias)
 
@@ -172,9 +175,10 @@ class QueuePool(Pool):
         return size + over if size > 0 and over >= 0 else None  # else without a limit
 
     def census(self, wrapper: Any) -> Census:
-        if not _container().has(wrapper.alias):
+        # One step; the package's get() raises if another thread has closed it just now.
+        pool = dict.get(_container(), wrapper.alias)
+        if pool is None:
             return Census()
-        pool = _container().get(wrapper.alias)
         idle, in_use, keeps = pool.checkedin(), pool.checkedout(), pool.size()
         most_over = getattr(pool, "_max_overflow", -1)
         most = keeps + most_over if most_over >= 0 and keeps else None

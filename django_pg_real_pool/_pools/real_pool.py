@@ -147,7 +147,7 @@ class RealPool(ConnectionPool[Any]):
     """
 
     #: Who has each connection that was made and not closed: None while it is idle, else a
-    #: weak reference to a borrower, or one of the above.
+    #: weak reference to a borrower, or one of the above.  The lock guards it.
     _members: dict[Any, Any]
     #: The borrower that each thread asks for.  A thread writes its own entry only.
     _asking: dict[int, Any]
@@ -373,11 +373,23 @@ class RealPool(ConnectionPool[Any]):
             super()._putconn(conn, from_getconn)
             return
         try:
-            self._members[conn] = RETURNING  # a worker has it from here on
-            super()._putconn(conn, from_getconn)
+            if self._note_returning(conn):
+                super()._putconn(conn, from_getconn)
+                return
         except BaseException:
             self._replace_if(conn, RETURNING)
             raise
+        conn._pool = None
+        conn.close()
+
+    @locked
+    def _note_returning(self, conn: Any) -> bool:
+        """Note that a worker has a connection from here on, unless it was given up."""
+        members = self._members
+        if members.get(conn, LOST) is LOST:
+            return False  # or struck out: written down again, it would be replaced again
+        members[conn] = RETURNING
+        return True
 
     def _return_connection(self, conn: Any, from_getconn: bool) -> None:
         self._reset_connection(conn)
@@ -523,10 +535,16 @@ class RealPool(ConnectionPool[Any]):
         if observers.listening:
             observers.tell_later("connection_made", self.alias, monotonic() - began)
         know(conn)
-        self._members[conn] = MADE
+        self._note_made(conn)
         for retry in list(self._retries):
             retry.tick()
         return conn
+
+    @locked
+    def _note_made(self, conn: Any) -> None:
+        # Before Python 3.12 the collector may run in the middle of a list(dict.items()),
+        # and with it any other thread.
+        self._members[conn] = MADE
 
     def _raise_if_unreachable(self) -> None:
         # The parent goes on trying for its whole timeout.  A wrong password is reported at
@@ -592,8 +610,9 @@ class RealPool(ConnectionPool[Any]):
 
     @locked
     def _list_members(self) -> list[tuple[Any, Any]]:
-        for conn in self._pool:
-            self._members[conn] = None  # interrupted before it was taken out, perhaps
+        for conn in list(self._pool):  # a signal handler may take one out meanwhile
+            if self._members.get(conn) is not None and conn in self._pool:
+                self._members[conn] = None  # interrupted before it was taken out
         return list(self._members.items())
 
     def reap(self) -> None:

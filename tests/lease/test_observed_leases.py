@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from django.db import connections, transaction
 from helpers import backend_pid, census, installed, pool_of_one, run_in_thread, wait_until
+from interrupting import Seized
 from leases import Stop, Undo, add, committed, fill
+from moments import interruptions
 from watching import Watcher, watching
 
 from django_pg_real_pool import (
@@ -21,6 +23,7 @@ from django_pg_real_pool import (
     observers,
     pin_connection,
 )
+from django_pg_real_pool._process import locks
 
 
 @pytest.fixture
@@ -145,6 +148,26 @@ def test_who_is_added_in_the_midst_of_a_lease_hears_of_the_next(alias: str) -> N
 def test_only_an_observer_can_be_added() -> None:
     with pytest.raises(TypeError, match="expected an instance of Observer, got None"):
         observers.add(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [observers.add, observers.remove])
+def test_who_is_interrupted_when_it_adds_or_removes_keeps_nobody_out(
+    change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3: nobody else could, ever again."""
+    lock, each, count = Seized(), observers.Observer(), 0
+    with monkeypatch.context() as patch:
+        patch.setattr(observers._listeners, "_lock", lock)
+        with pytest.raises(Stop):
+            change(each)
+        assert lock.is_free()
+    for where in interruptions(lambda: change(each), observers, locks, every=3):
+        count += 1
+        run_in_thread(lambda: observers.remove(each))
+        assert not observers.listening, where
+        assert observers._listeners._holder == 0, where
+    observers.remove(each)
+    assert count > 30
 
 
 class Raising(observers.Observer):

@@ -28,7 +28,16 @@ from django.db import connections, transaction
 from django.db.backends.signals import connection_created
 from django.test import AsyncClient, Client, override_settings
 from django.utils import translation
-from helpers import backend_pid, census, forget_pool, pool_of_one, run_in_thread
+from helpers import (
+    DEADLINE,
+    backend_pid,
+    census,
+    forget_pool,
+    pool_of_one,
+    run_in_thread,
+)
+from interrupting import Seized
+from leases import Stop
 from settings import STOCK_OF, UNPOOLED_OF
 from side_by_side import same_for_all
 from traffic import warm_up
@@ -41,6 +50,7 @@ from django_pg_real_pool import (
 )
 from django_pg_real_pool.contrib.debug_toolbar import drawing
 from django_pg_real_pool.contrib.debug_toolbar.recording import Kept, Recording, current
+from django_pg_real_pool.contrib.debug_toolbar.recording import _watchers as watchers
 from neighbours import held_pages, settings_debug_toolbar
 from neighbours.held_pages import WORK, place
 from neighbours.visits import counting_connections, migrated, serve, visit
@@ -611,6 +621,84 @@ def test_nothing_of_it_is_left_behind(alias: str) -> None:
     assert not observers.listening
     assert len(connection_created.receivers) == receivers
     assert current.get() is None
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_nothing_is_left_by_a_thread_that_outlasts_the_request(
+    alias: str, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was about to watch its wrapper when the request ended."""
+    name = alias if ours else STOCK_OF[alias]
+    recording = Recording()
+    attach, stop = recording._attach, recording.stop
+    may_stop, may_go_on = threading.Event(), threading.Event()
+
+    def attach_late(*args: Any) -> None:
+        may_stop.set()
+        assert may_go_on.wait(DEADLINE)
+        attach(*args)
+
+    def query() -> None:
+        wrapper = connections[name]
+        wrapper.close()
+        held_pages.query(name)
+        left.extend(wrapper.execute_wrappers)
+        left.extend({"connect", "commit", "rollback", "close"} & set(vars(wrapper)))
+
+    left: list[Any] = []
+    recording.start()
+    monkeypatch.setattr(recording, "_attach", attach_late)
+    context = contextvars.copy_context()
+    thread = threading.Thread(
+        target=lambda: run_in_thread(lambda: context.run(query)), daemon=True
+    )
+    thread.start()
+    try:
+        assert may_stop.wait(DEADLINE)
+        stop()
+    finally:
+        may_go_on.set()
+        thread.join(DEADLINE)
+    assert left == []
+    recording._waited_in_vain(name, None, 0.0, 1.0)
+    stats = recording.as_stats()
+    assert stats["leases"] == stats["timeouts"] == []
+    assert stats["engines"] == stats["threads"] == {}
+
+
+def test_nothing_is_left_by_a_request_whose_end_was_interrupted(
+    alias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3: while it waited to be told the rest."""
+    name = STOCK_OF[alias]
+    recording = Recording()
+    recording.start()
+    held_pages.query(name)
+    recording.attach_all()
+
+    def interrupted() -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(observers, "wait_until_told", interrupted)
+        with pytest.raises(Stop):
+            recording.stop()
+    assert connections[name].execute_wrappers == []
+    assert "connect" not in vars(connections[name])
+    assert not observers.listening
+    assert current.get() is None
+
+
+@pytest.mark.parametrize("change", ["add", "remove"])
+def test_who_is_interrupted_when_it_begins_to_watch_keeps_nobody_out(
+    alias: str, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3: nor when it ends; from Python 3.14 on a `with lock:` does."""
+    lock = Seized()
+    monkeypatch.setattr(watchers, "_lock", lock)
+    with pytest.raises(Stop):
+        getattr(watchers, change)(connections[STOCK_OF[alias]], Recording())
+    assert lock.is_free()
 
 
 def test_what_a_tool_has_replaced_stays_replaced(alias: str) -> None:

@@ -26,8 +26,8 @@ from helpers import (
 from leases import Stop
 from sqlalchemy import event
 
-from django_pg_real_pool import make_release_backend, pin_connection
-from django_pg_real_pool._pools import queue
+from django_pg_real_pool import make_release_backend, pin_connection, pool_status
+from django_pg_real_pool._pools import Census, Pool, database_of, queue
 from django_pg_real_pool.testing import different_connections
 
 ALIAS = "dj"
@@ -247,6 +247,75 @@ def test_who_finds_the_pool_full_after_all_is_told_who_holds_it(
             backend_pid(ALIAS)
         assert wrapper.connection is None
         assert backend_pid(ALIAS)
+
+
+# ##### While another thread makes a pool, or closes one #####
+
+
+def test_a_pool_that_is_made_while_others_are_closed_disturbs_nobody(
+    wrapper: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R7: the collector may run when the list of them is read, and with it any thread."""
+    pool = wrapper._hooks.pool
+
+    class MadeWith(dict[str, Any]):
+        def items(self) -> Any:
+            for each in super().items():
+                yield each
+                self["another"] = {}
+
+    monkeypatch.setattr(pool, "_made_with", MadeWith(pool._made_with))
+    pool.close_all_of(database_of(wrapper.settings_dict))
+    assert pool_of(ALIAS) is None
+    assert ALIAS not in pool._made_with
+
+
+def close_elsewhere() -> None:
+    """Close the pool, on another thread."""
+    run_in_thread(lambda: connections[ALIAS].close_pool())  # type: ignore[attr-defined]
+
+
+def test_a_pool_that_is_closed_while_it_is_counted_disturbs_nobody(
+    wrapper: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P3: whether it is there is not asked before it is read."""
+    has = type(queue._container()).has
+
+    def has_still(container: Any, alias: str) -> Any:
+        result = has(container, alias)
+        monkeypatch.undo()
+        close_elsewhere()
+        return result
+
+    monkeypatch.setattr(type(queue._container()), "has", has_still)
+    assert pool_status(ALIAS).census.in_use == 0
+    monkeypatch.undo()
+    close_elsewhere()
+    assert pool_status(ALIAS).census == Census()
+
+
+def test_a_pool_that_is_closed_when_it_has_lent_its_first_loses_nothing(
+    wrapper: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3, R7: what it has lent can be used, and whoever comes next has another pool."""
+    get, pools = Pool._get, []
+
+    def get_then_close(self: Pool, session: Any) -> Any:
+        monkeypatch.undo()
+        connection = get(self, session)
+        pools.append(pool_of(ALIAS))
+        close_elsewhere()
+        return connection
+
+    close_elsewhere()
+    monkeypatch.setattr(Pool, "_get", get_then_close)
+    assert backend_pid(ALIAS)
+    assert wrapper.connection is None
+    assert pools[0].checkedin() == 1
+    pools[0].dispose()
+    assert backend_pid(ALIAS)
+    assert pool_of(ALIAS) is not pools[0]
+    assert census(ALIAS).in_use == 0
 
 
 # ##### On its way back #####

@@ -28,6 +28,7 @@ from django_pg_real_pool._drivers.psycopg3 import know
 from django_pg_real_pool._pools import real_pool
 from django_pg_real_pool._pools.real_pool import (
     LOST,
+    MADE,
     NEEDED,
     NEEDED_IN_POOL,
     OTHERS,
@@ -685,6 +686,43 @@ def test_a_connection_that_is_reset_and_given_up_is_replaced_once(
         assert made(pool) == 2
 
 
+@pytest.mark.parametrize("when", ["is to be replaced", "was replaced"])
+def test_what_comes_back_to_be_reset_after_it_was_given_up_is_closed(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R10: the other one is there already, or will be; by then it was found to be ours."""
+    reset: list[Any] = []
+    with opened(size=2, reset=reset.append) as pool:
+        holder = Holder(pool)
+        connection = holder.take()
+        later: list[Any] = []
+        run_task = pool.run_task
+
+        def give_up() -> None:
+            if when == "is to be replaced":
+                monkeypatch.setattr(pool, "run_task", later.append)
+            assert pool._replace_if(connection, holder.me)
+            if when == "was replaced":
+                wait_until(lambda: made(pool) == 3, "there is another")
+                assert_whole(pool)
+
+        putconn = pool._putconn
+
+        def watched(*args: Any, **kwargs: Any) -> None:
+            give_up()
+            putconn(*args, **kwargs)
+
+        monkeypatch.setattr(pool, "_putconn", watched)
+        holder.give()
+        assert connection.closed
+        assert connection._pool is None
+        monkeypatch.setattr(pool, "run_task", run_task)
+        for each in later:
+            run_task(each)
+        assert_whole(pool)
+        assert (made(pool), reset) == (3, [])
+
+
 # ##### Waiting #####
 
 
@@ -971,6 +1009,52 @@ def test_one_attempt_is_made_every_second_and_the_others_when_it_succeeds(
     one.schedule_task(attempt(3), 60.0)
     assert scheduled[-1][1] == 1.0
     one._retries.clear()
+
+
+class Reported:
+    """A lock that tells when somebody waits for it."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self.release = lock.release
+        self.is_awaited = threading.Event()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if not self._lock.acquire(blocking=False):
+            self.is_awaited.set()
+            return bool(self._lock.acquire(blocking))
+        return True
+
+    __enter__ = acquire
+
+    def __exit__(self, *args: object) -> None:
+        self.release()
+
+
+def test_a_new_connection_is_written_down_when_nobody_reads_the_list(two: Any) -> None:
+    """R10: else who reads it fails, if the collector lets a worker run in the midst."""
+    lock, new = Reported(two._lock), []
+    connecting = threading.Thread(target=lambda: new.append(two._connect()))
+
+    class Members(dict[Any, Any]):
+        def items(self) -> Any:
+            for each in super().items():
+                yield each
+                if connecting.ident is None:
+                    connecting.start()
+                    wait_until(
+                        lambda: lock.is_awaited.is_set() or not connecting.is_alive(),
+                        "a worker has connected",
+                    )
+
+    two._lock, two._members = lock, Members(two._members)
+    before = two._list_members()
+    connecting.join()
+    assert len(before) == 2
+    assert two._members.pop(new[0]) is MADE
+    new[0].close()
+    new[0]._pool = None
+    assert_whole(two)
 
 
 def test_what_is_no_attempt_is_scheduled_as_it_is(
@@ -1380,6 +1464,20 @@ def test_a_signal_handler_may_take_a_connection_at_any_moment(
         assert_gets_whole(two, f"after a signal in {where}")
     assert len(taken) > 100 / every
     assert is_free(two._lock)
+
+
+def test_a_signal_handler_may_take_a_connection_while_they_are_counted(two: Any) -> None:
+    """R7: for a status, say."""
+    taken = 0
+
+    def handle() -> None:
+        nonlocal taken
+        Holder(two).take_and_give()
+        taken += 1
+
+    for where in breaks(two.count_lent, handle, real_pool, locks):
+        assert is_whole(two), where
+    assert taken > 30
 
 
 def test_a_lease_that_a_signal_handler_has_ended_begins_anew(

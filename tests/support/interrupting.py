@@ -7,6 +7,7 @@ import gc
 import os
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import CodeType, FrameType
@@ -15,6 +16,7 @@ from typing import Any
 import psycopg_pool
 from django.db import DatabaseError, connections
 from django.db.transaction import atomic
+from helpers import run_in_thread
 from leases import ROWS, Stop
 
 import django_pg_real_pool
@@ -207,6 +209,34 @@ def _instructions(tick: Tick, hit: Hit) -> Iterator[None]:
         for event in callbacks:
             monitoring.register_callback(tool, event, None)
         monitoring.free_tool_id(tool)
+
+
+class Seized:
+    """A lock whose holder is interrupted as soon as it has it, as from Python 3.14 on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.release = self._lock.release
+
+    def acquire(self, blocking: bool = True) -> bool:
+        self._lock.acquire()
+        raise Stop
+
+    __enter__ = acquire
+
+    def __exit__(self, *args: object) -> None:
+        self.release()
+
+    def is_free(self) -> bool:
+        """Return whether another thread can have it."""
+
+        def try_it() -> bool:
+            if not self._lock.acquire(blocking=False):
+                return False
+            self._lock.release()
+            return True
+
+        return run_in_thread(try_it)
 
 
 # ##### What is interrupted #####

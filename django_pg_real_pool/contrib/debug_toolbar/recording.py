@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakSet, ref
 
 from asgiref.sync import SyncToAsync
 from django.db import connections
@@ -24,7 +24,9 @@ from django.db.backends.signals import connection_created
 
 from ... import ConnectionReleaseMixin, observers
 from ..._process import registry
+from ..._process.locks import locked, with_undo
 from ..._process.origins import describe_coroutine, find_origin
+from ..._process.weak import WeakMap
 from ..._session import changes_session
 
 #: Where an origin begins if nobody but this library is on the stack.
@@ -136,24 +138,35 @@ class Recording(observers.Observer):
         #: The latest lease of each alias and thread.
         self._latest: dict[tuple[str, int], Any] = {}
         self._attached: WeakSet[Any] = WeakSet()
-        self._undo = ExitStack()
+        #: What was current before.
+        self._before: Recording | None = None
+        #: See `locked`.  Of what is within, nothing is done once it is over: a thread of
+        #: the request may outlast it.
+        self._lock, self._holder = threading.RLock(), 0
 
     def start(self) -> None:
-        before = current.get()
+        self._before = current.get()
         current.set(self)
-        self._undo.callback(current.set, before)
         observers.add(self, origins=True)
-        self._undo.callback(observers.remove, self)
         connection_created.connect(self._connected)
-        self._undo.callback(connection_created.disconnect, self._connected)
         self.began = monotonic()
 
     def stop(self) -> None:
         if not self.is_over:
             self.ended = monotonic()
-            observers.wait_until_told()
-            self._undo.close()
-            self.is_over, self.coroutine = True, None
+            with_undo(observers.wait_until_told, self._end)
+
+    @locked
+    def _end(self) -> None:
+        """Leave nothing behind, however often this is done."""
+        self.is_over, self.coroutine = True, None
+        for wrapper in list(self._attached):
+            with suppress(ValueError):
+                wrapper.execute_wrappers.remove(self._query)
+            _watchers.remove(wrapper, self)
+        connection_created.disconnect(self._connected)
+        observers.remove(self)
+        current.set(self._before)
 
     @property
     def is_current(self) -> bool:
@@ -183,22 +196,25 @@ class Recording(observers.Observer):
 
     # ##### What is watched #####
 
+    @locked
     def _attach(self, wrapper: Any, since: float) -> None:
-        if wrapper in self._attached:
+        if self.is_over or wrapper in self._attached:
             return
         is_ours = isinstance(wrapper, ConnectionReleaseMixin)
         if not is_ours and wrapper.vendor != "postgresql":
             return
-        self._attached.add(wrapper)
+        self._attached.add(wrapper)  # first: so all that follows is undone
         # The first runs last, and execute_wrapper() takes away the last when it ends.
         wrapper.execute_wrappers.insert(0, self._query)
-        self._undo.callback(_remove, wrapper.execute_wrappers, self._query)
         if not is_ours:
-            self._undo.enter_context(watched(wrapper))
+            _watchers.add(wrapper, self)
             if wrapper.connection is not None:
                 self._add(Kept(wrapper, since))
 
+    @locked
     def _add(self, lease: Any) -> None:
+        if self.is_over:
+            return
         key = lease.alias, lease.thread
         if isinstance(kept := self._latest.get(key), Kept):
             kept.end(kept.used)
@@ -258,9 +274,12 @@ class Recording(observers.Observer):
             if name == "close":
                 lease.end(now)
 
+    @locked
     def _waited_in_vain(
         self, alias: str, thread: int | None, began: float, ended: float
     ) -> None:
+        if self.is_over:
+            return
         self.timeouts.append((alias, thread, began, ended))
         self.engines[alias] = connections.settings[alias]["ENGINE"]
 
@@ -336,37 +355,38 @@ class Recording(observers.Observer):
         return self.ended if lease.ended is None else min(lease.ended, self.ended)
 
 
-def _remove(wrappers: list[Any], ours: Any) -> None:
-    with suppress(ValueError):
-        wrappers.remove(ours)
-
-
 # ##### Wrappers of Django's own #####
 
 _METHODS = ("connect", "commit", "rollback", "close")
-#: How many requests watch a wrapper, which coroutines may share.
-_watchers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-_lock = threading.Lock()
 
 
-@contextmanager
-def watched(wrapper: Any) -> Iterator[None]:
-    """Let a wrapper tell the recording of its context what it does."""
-    with _lock:
-        _watchers[wrapper] = _watchers.get(wrapper, 0) + 1
-        if _watchers[wrapper] == 1:
+class _Watchers:
+    """The recordings that watch each wrapper, which coroutines may share."""
+
+    def __init__(self) -> None:
+        #: See `locked`.
+        self._lock, self._holder = threading.RLock(), 0
+        self._of: WeakMap[Any, set[Recording]] = WeakMap()
+
+    @locked
+    def add(self, wrapper: Any, recording: Recording) -> None:
+        """Let a wrapper tell the recording of its context what it does."""
+        self._of[wrapper] = {*(self._of.get(wrapper) or ()), recording}
+        for name in _METHODS:
+            if name not in vars(wrapper):  # else a tool has replaced it, or this has
+                setattr(wrapper, name, partial(_tell, wrapper, name))
+
+    @locked
+    def remove(self, wrapper: Any, recording: Recording) -> None:
+        """Let it tell no more, if this recording is the last; nothing if it never was."""
+        others = self._of[wrapper] = {*(self._of.get(wrapper) or ())} - {recording}
+        if not others:
             for name in _METHODS:
-                if name not in vars(wrapper):  # else a tool has replaced it
-                    setattr(wrapper, name, partial(_tell, wrapper, name))
-    try:
-        yield
-    finally:
-        with _lock:
-            _watchers[wrapper] -= 1
-            if not _watchers[wrapper]:
-                for name in _METHODS:
-                    if getattr(vars(wrapper).get(name), "func", None) is _tell:
-                        delattr(wrapper, name)
+                if getattr(vars(wrapper).get(name), "func", None) is _tell:
+                    delattr(wrapper, name)
+
+
+_watchers = _Watchers()
 
 
 def _tell(wrapper: Any, name: str) -> None:
