@@ -21,6 +21,8 @@ from .sockets import cut
 Statement = tuple[Any, Any]
 #: What stands for attributes of a connection among its statements.
 TOUCHED = "(attributes)"
+#: What the text of a statement begins with that has failed, or may be rolled back.
+PERHAPS = "(perhaps) "
 #: What a connection has heard: statements, in order.
 Heard = tuple[Statement, ...]
 
@@ -202,7 +204,7 @@ class Driver:
         """Send statements again, as they were heard."""
         cursor = physical.cursor()
         for sql, params in statements:
-            cursor.execute(sql, params)
+            cursor.execute(sql, *(() if params is None else (params,)))
         cursor.close()
 
     def end(self, physical: Any) -> None:
@@ -233,6 +235,19 @@ def statement(query: Any, params: Any, context: Any) -> Statement:
     if isinstance(params, Mapping):
         return query, dict(params)
     return query, None if params is None else tuple(params)
+
+
+def text_of(sql: Any) -> str:
+    """Return the text of a statement as it is noted; of one that has none, what it is."""
+    if isinstance(sql, bytes):
+        return sql.decode(errors="backslashreplace")
+    return sql if isinstance(sql, str) else repr(sql)
+
+
+def perhaps(said: Statement) -> Statement:
+    """Return a statement that may not have set what it would set."""
+    sql, params = said
+    return PERHAPS + text_of(sql), params
 
 
 def driver_for(database: ModuleType) -> Driver:

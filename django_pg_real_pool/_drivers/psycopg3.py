@@ -19,7 +19,7 @@ from typing import Any
 
 from .._process.locks import T, with_undo
 from .._process.weak import WeakBag
-from . import TOUCHED, Driver, Heard, Statement, statement
+from . import TOUCHED, Driver, Heard, Statement, perhaps, statement
 from .question import ask
 from .sockets import cut, peeker, waiter
 
@@ -474,17 +474,17 @@ def _noting(cursor_class: Any) -> Any:
     """Return `cursor_class` with its statements noted where their connection has `NOTED`."""
 
     @contextmanager
-    def note(cursor: Any, query: Any, params: Any) -> Iterator[None]:
+    def note(cursor: Any, query: Any, *each: Any) -> Iterator[None]:
         physical = cursor.connection
         noted, in_block = physical.__dict__.get(NOTED, ([], False))
-        said = statement(query, params, cursor)
+        said = [statement(query, params, cursor) for params in each]
         has_lasted = False
         try:
             yield
             has_lasted = in_block or physical.pgconn.transaction_status == IDLE
         finally:
             # What failed, or may be rolled back, is told from what has set something.
-            noted.append(said if has_lasted else (f"(perhaps) {said[0]}", said[1]))
+            noted.extend(said if has_lasted else map(perhaps, said))
 
     class Noting(cursor_class):  # type: ignore[misc]
         __slots__ = ()
@@ -495,7 +495,7 @@ def _noting(cursor_class: Any) -> Any:
 
         def executemany(self, query: Any, params_seq: Any, **kwargs: Any) -> Any:
             params_seq = list(params_seq)
-            with note(self, query, [params_seq]):
+            with note(self, query, *params_seq):
                 return super().executemany(query, params_seq, **kwargs)
 
     Noting.__name__ = cursor_class.__name__
