@@ -25,6 +25,9 @@ TOUCHED = "(attributes)"
 PERHAPS = "(perhaps) "
 #: What a connection has heard: statements, in order.
 Heard = tuple[Statement, ...]
+#: What a connection has heard that does not know all types: it must be cleaned.  It is not
+#: new, since it has heard something before, perhaps of another request.
+RENEW: Heard = (("(types)", None),)
 
 #: Every physical connection of this process that is known, except psycopg's.
 _physicals: WeakBag[Any] = WeakBag()
@@ -101,10 +104,10 @@ class Driver:
             self._sent_by_base[physical] = sent
 
     def forget_others(self, physical: Any) -> None:
-        """Let all other connections to the same database be set up anew."""
+        """Let all other connections to the same database be cleaned and set up anew."""
         for other in self._heard:
             if other is not physical:
-                self.forget_set_up(other)
+                self.mark_heard(other, RENEW)
 
     def snapshot(self, physical: Any) -> None:
         """Remember the driver's side of the session, for `reset` and `has_new_types`."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from .._process.locks import T, with_undo
 from .._process.weak import WeakBag
-from . import TOUCHED, Driver, Heard, Statement, perhaps, statement
+from . import RENEW, TOUCHED, Driver, Heard, Statement, perhaps, statement
 from .question import ask
 from .sockets import cut, peeker, waiter
 
@@ -153,8 +153,12 @@ class Psycopg(Driver):
 
     def forget_others(self, physical: Any) -> None:
         for other in _physicals:
-            if other is not physical and _database(other) == _database(physical):
-                self.forget_set_up(other)
+            if (
+                other is not physical
+                and self.heard(other) is not None
+                and _database(other) == _database(physical)
+            ):
+                self.mark_heard(other, RENEW)
 
     def mark_used(self, physical: Any) -> bool | None:
         known = physical.__dict__.get(KNOWN) or know(physical)

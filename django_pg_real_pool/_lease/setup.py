@@ -13,7 +13,7 @@ from typing import Any
 
 from django.db.backends.signals import connection_created
 
-from .._drivers import PERHAPS, TOUCHED, Heard, Statement, text_of
+from .._drivers import PERHAPS, RENEW, TOUCHED, Heard, Statement, text_of
 from .._process.locks import T, with_undo
 from .._session import only_writes_rows
 from . import giving_back
@@ -90,6 +90,8 @@ def _set_up(lease: Any, announce: bool) -> bool:
     """
     driver, physical = lease.hooks.driver, lease.physical
     before = driver.heard(physical)
+    if before == RENEW:
+        return _set_up_clean(lease)
     _initialise(lease, announce)
     if not announce:
         driver.mark_set_up(physical, before or ())
@@ -102,10 +104,7 @@ def _set_up(lease: Any, announce: bool) -> bool:
     heard: Heard = (*noted, *driver.touches(physical))
     if before and before != heard and not _sets_all_of(heard, before):
         # What was set then and not set now is of another request, perhaps.
-        if giving_back.clean(lease):
-            return _set_up(lease, announce)
-        _replace(lease)
-        return False
+        return _set_up_clean(lease)
     if lease.heard is not None and lease.heard != heard:
         # Receivers say something else by now, but the session goes on as it began.  If
         # that can't be said again, this stands: they speak of this request, too.
@@ -127,6 +126,13 @@ def _set_up(lease: Any, announce: bool) -> bool:
         driver.mark_heard(physical, heard)
     lease.heard = heard
     return True
+
+
+def _set_up_clean(lease: Any) -> bool:
+    if giving_back.clean(lease):
+        return _set_up(lease, announce=True)
+    _replace(lease)
+    return False
 
 
 def _announce(wrapper: Any) -> None:

@@ -19,6 +19,7 @@ import pytest
 from django.db import ProgrammingError, connections, transaction
 from faults import PLAIN, census, extra_alias
 from helpers import backend_pid, pool_of_one, wait_until
+from psycopg.types import TypeInfo
 from receivers import Receiver, receiving
 from sessions import ask, in_another_request, pool_for_one
 from tcp_proxy import Proxy
@@ -467,6 +468,36 @@ def test_a_row_of_its_own_causes_no_cleaning(pair: str) -> None:
     ):
         cross(three)
         assert len(heard) == 5  # each session on each connection that it has had
+
+
+# ##### Types that were registered #####
+
+
+@pytest.mark.parametrize("receiver", [through_a_cursor, through_the_driver])
+def test_who_sets_nothing_inherits_nothing_where_types_were_registered(
+    pair: str, receiver: Receiver
+) -> None:
+    """D4: connections that do not know a new type are set up anew, by who comes next."""
+
+    def register() -> None:
+        with connections[pair].schema_editor():
+            of_wrapper: Any = connections[pair].connection
+            physical = getattr(of_wrapper, "driver_connection", of_wrapper)
+            TypeInfo("something", 600, 1017).register(physical)
+
+    with (
+        receiving(pair, receiver) as heard,
+        three_requests(pair, "a", None, "c") as three,
+    ):
+        one = three.first.take()
+        three.third.do(register)
+        assert three.third.take() != one
+        three.first.give()
+        three.first.end()
+        assert three.second.sees() == (one, None)
+        count = len(heard)
+        assert three.second.sees() == (one, None)
+        assert len(heard) == count
 
 
 # ##### What it costs #####
