@@ -63,8 +63,6 @@ class Driver:
     guesses = True
     #: `mode_if_ready()` and `is_usable()` see that a connection was closed by the server.
     notices_closing = False
-    #: `listen()` hears statements that go through no cursor of Django's, too.
-    hears_all = False
 
     def __init__(self) -> None:
         #: What each connection last heard; one that is absent is not set up.
@@ -198,10 +196,14 @@ class Driver:
         """Return what `do` returns, having added to `noted` what was sent meanwhile.
 
         A statement that has failed is noted as such; so is one that may be rolled back,
-        unless it is sent in the user's own block.  A driver for which `hears_all` is false
-        leaves it to Django's cursors.
+        unless it is sent in the user's own block.  What is sent by a cursor that the driver
+        does not hear is left to Django's.
         """
         return do()
+
+    def hears(self, cursor: Any) -> bool:
+        """Return whether `listen()` notes what is sent by a cursor."""
+        return False
 
     def say(self, physical: Any, statements: Heard) -> None:
         """Send statements again, as they were heard."""

@@ -29,6 +29,8 @@ UNKNOWN = ("unknown",)
 KNOWN = "_django_pg_real_pool"
 #: Where it carries the list of what is sent, while that is noted.
 NOTED = "_django_pg_real_pool_noted"
+#: What a cursor has whose statements are noted there.
+HEARD = "_django_pg_real_pool_heard"
 
 # libpq's PGTransactionStatusType and ConnStatusType: its ABI, so the numbers are fixed.
 IDLE, ACTIVE, INTRANS, INERROR = 0, 1, 2, 3
@@ -122,7 +124,6 @@ class Psycopg(Driver):
 
     guesses = False
     notices_closing = True
-    hears_all = True
 
     # ##### What is known of a physical connection #####
 
@@ -289,6 +290,10 @@ class Psycopg(Driver):
                     one.__class__ = kind
 
         return with_undo(listen_and_do, stop)
+
+    def hears(self, cursor: Any) -> bool:
+        # Django builds its cursor with a portal by itself.
+        return bool(getattr(cursor, HEARD, False))
 
     def restore(self, physical: Any) -> None:
         known = know(physical)
@@ -477,18 +482,19 @@ def _answers(pgconn: Any, known: Known) -> bool:
 def _noting(cursor_class: Any) -> Any:
     """Return `cursor_class` with its statements noted where their connection has `NOTED`."""
 
+    def listener(cursor: Any) -> tuple[list[Statement], bool]:
+        return cursor.connection.__dict__.get(NOTED) or ([], False)
+
     @contextmanager
     def note(cursor: Any, query: Any, *each: Any) -> Iterator[None]:
-        physical = cursor.connection
-        noted, in_block = physical.__dict__.get(NOTED, ([], False))
+        noted, in_block = listener(cursor)
         said = [statement(query, params, cursor) for params in each]
-        has_lasted = False
-        try:
-            yield
-            has_lasted = in_block or physical.pgconn.transaction_status == IDLE
-        finally:
-            # What failed, or may be rolled back, is told from what has set something.
-            noted.extend(said if has_lasted else map(perhaps, said))
+        # What failed, or may be rolled back, is told from what has set something.
+        here = slice(len(noted), len(noted) + len(said))
+        noted.extend(map(perhaps, said))
+        yield
+        if in_block or cursor.connection.pgconn.transaction_status == IDLE:
+            noted[here] = said
 
     class Noting(cursor_class):  # type: ignore[misc]
         __slots__ = ()
@@ -502,6 +508,18 @@ def _noting(cursor_class: Any) -> Any:
             with note(self, query, *params_seq):
                 return super().executemany(query, params_seq, **kwargs)
 
+        def stream(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
+            with note(self, query, params):
+                yield from super().stream(query, params, **kwargs)
+
+        def copy(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
+            noted, in_block = listener(self)
+            said = statement(query, params, self)
+            # No execute() can repeat it.  Where nothing may be left out, that will raise.
+            noted.append(said if in_block else perhaps(said))
+            return super().copy(query, params, **kwargs)
+
+    setattr(Noting, HEARD, True)
     Noting.__name__ = cursor_class.__name__
     Noting.__qualname__ = cursor_class.__qualname__
     Noting.__module__ = cursor_class.__module__

@@ -266,7 +266,8 @@ def _begin_anew(lease: Any, sent: Heard) -> None:
     def begin_anew() -> bool:
         if not (giving_back.clean(lease) and _set_up(lease, announce=True)):
             return False
-        driver.say(physical, to_say)
+        with lease.wrapper.wrap_database_errors:
+            driver.say(physical, to_say)
         return True
 
     has_begun = False

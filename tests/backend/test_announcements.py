@@ -171,6 +171,26 @@ def through_callproc(db: Any) -> None:
             cursor.callproc("set_config", ["app.user", user.get(), False])
 
 
+def through_a_portal(db: Any) -> None:
+    if user.get() is not None:
+        with db.chunked_cursor() as cursor:
+            cursor.execute("SELECT set_config('app.user', %s, false)", [user.get()])
+            cursor.fetchall()
+
+
+def through_a_stream(db: Any) -> None:
+    if user.get() is not None:
+        with db.cursor() as cursor:
+            list(cursor.stream("SELECT set_config('app.user', %s, false)", [user.get()]))
+
+
+def through_a_copy(db: Any) -> None:
+    if user.get() is not None:
+        query = f"SELECT set_config('app.user', '{user.get()}', false)"
+        with db.cursor() as cursor, cursor.copy(f"COPY ({query}) TO STDOUT") as copy:
+            list(copy)
+
+
 def in_a_block(db: Any) -> None:
     if user.get() is not None:
         with transaction.atomic(using=db.alias):
@@ -184,6 +204,9 @@ RECEIVERS = [
     through_a_cursor_of_the_drivers,
     through_many_at_once,
     through_callproc,
+    through_a_portal,
+    through_a_stream,
+    through_a_copy,
     in_a_block,
 ]
 

@@ -274,6 +274,24 @@ def test_a_row_of_its_own_causes_no_cleaning(
     assert observer.execute("SELECT count(*) FROM item").fetchone() == (3,)
 
 
+def test_what_can_not_be_sent_again_is_not_left_out(
+    db: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S7: there is an error instead, and another connection for who comes next."""
+
+    def send(cursor: Any) -> None:
+        query = f"SELECT set_config('app.tenant', '{db.tenant}', false)"
+        with cursor.copy(f"COPY ({query}) TO STDOUT") as copy:
+            list(copy)
+
+    monkeypatch.setattr(db, "send", send)
+    assert tenants(db, RED) == [RED]
+    with pytest.raises(ProgrammingError):
+        tenants(db, BLUE)
+    db.close()
+    assert tenants(db, BLUE) == [BLUE]
+
+
 def test_who_can_not_be_set_anew_gets_an_error_and_leaves_nothing(
     alias: str, db: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
