@@ -242,10 +242,15 @@ def _changes_by_string(words: list[str], text: str, escapes: bool) -> Iterator[s
             yield from _beyond_reset_in(code)
     elif TEMPORARY_SCHEMA in code.lower():
         yield "temporary object"
-    elif words[0] != "create" or not {"function", "procedure"}.intersection(words[1:4]):
-        # Otherwise it is the body of something that will run at another time.
+    elif not _makes_code(words):  # which will run at another time
         for call in _SUSPECT_CALL.findall(code):
             yield FUNCTIONS[call.lower()]
+
+
+def _makes_code(words: list[str]) -> bool:
+    """Return whether a statement makes a function, of which its strings are the body."""
+    kind = words[3:4] if words[1:3] == ["or", "replace"] else words[1:2]
+    return words[0] == "create" and kind in (["function"], ["procedure"])
 
 
 def _beyond_reset_in(code: str) -> Iterator[str]:

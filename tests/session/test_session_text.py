@@ -89,6 +89,7 @@ def mended(server: Any) -> Iterator[None]:
     for kind, name in [
         ("VIEW", "watcher"),
         ("TABLE", "made"),
+        ("TABLE", "procedure"),
         ("TABLE", "temp"),
         ("TABLE", "t"),
     ]:
