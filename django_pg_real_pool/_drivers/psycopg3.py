@@ -496,6 +496,12 @@ def _noting(cursor_class: Any) -> Any:
         if in_block or cursor.connection.pgconn.transaction_status == IDLE:
             noted[here] = said
 
+    def note_copy(cursor: Any, query: Any, params: Any) -> None:
+        noted, in_block = listener(cursor)
+        said = statement(query, params, cursor)
+        # No execute() can repeat it.  Where nothing may be left out, that will raise.
+        noted.append(said if in_block else perhaps(said))
+
     class Noting(cursor_class):  # type: ignore[misc]
         __slots__ = ()
 
@@ -512,12 +518,9 @@ def _noting(cursor_class: Any) -> Any:
             with note(self, query, params):
                 yield from super().stream(query, params, **kwargs)
 
-        def copy(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
-            noted, in_block = listener(self)
-            said = statement(query, params, self)
-            # No execute() can repeat it.  Where nothing may be left out, that will raise.
-            noted.append(said if in_block else perhaps(said))
-            return super().copy(query, params, **kwargs)
+        def copy(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
+            note_copy(self, statement, params)
+            return super().copy(statement, params, **kwargs)
 
     setattr(Noting, HEARD, True)
     Noting.__name__ = cursor_class.__name__

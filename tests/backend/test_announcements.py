@@ -187,7 +187,10 @@ def through_a_stream(db: Any) -> None:
 def through_a_copy(db: Any) -> None:
     if user.get() is not None:
         query = f"SELECT set_config('app.user', '{user.get()}', false)"
-        with db.cursor() as cursor, cursor.copy(f"COPY ({query}) TO STDOUT") as copy:
+        with (
+            db.connection.cursor() as cursor,
+            cursor.copy(statement=f"COPY ({query}) TO STDOUT") as copy,
+        ):
             list(copy)
 
 
@@ -351,7 +354,7 @@ def tenant_function(observer: Any) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("tenant_function")
-@pytest.mark.parametrize("in_block", [False, True], ids=["", "in a block"])
+@pytest.mark.parametrize("in_block", [False, True], ids=["by itself", "in a block"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_text_that_is_new_each_time_is_of_its_request_all_the_same(
     pair: str, way: Way, in_block: bool
@@ -375,8 +378,8 @@ def test_a_text_that_is_new_each_time_is_of_its_request_all_the_same(
         three.first.give()
         three.second.give()
         for _ in range(2):
-            for request, name in zip(three, (RED, BLUE, None), strict=True):
-                assert request.do(lambda: ask(pair, TENANT)) == name
+            for request, expected in zip(three, (RED, BLUE, None), strict=True):
+                assert request.do(lambda: ask(pair, TENANT)) == expected
 
 
 @pytest.mark.usefixtures("tenant_function")
