@@ -21,8 +21,13 @@ from .sockets import cut
 Statement = tuple[Any, Any]
 #: What stands for attributes of a connection among its statements.
 TOUCHED = "(attributes)"
+#: What the text of a statement begins with that has failed, or may be rolled back.
+PERHAPS = "(perhaps) "
 #: What a connection has heard: statements, in order.
 Heard = tuple[Statement, ...]
+#: What a connection has heard that does not know all types: it must be cleaned.  It is not
+#: new, since it has heard something before, perhaps of another request.
+RENEW: Heard = (("(types)", None),)
 
 #: Every physical connection of this process that is known, except psycopg's.
 _physicals: WeakBag[Any] = WeakBag()
@@ -58,8 +63,6 @@ class Driver:
     guesses = True
     #: `mode_if_ready()` and `is_usable()` see that a connection was closed by the server.
     notices_closing = False
-    #: `listen()` hears statements that go through no cursor of Django's, too.
-    hears_all = False
 
     def __init__(self) -> None:
         #: What each connection last heard; one that is absent is not set up.
@@ -99,10 +102,10 @@ class Driver:
             self._sent_by_base[physical] = sent
 
     def forget_others(self, physical: Any) -> None:
-        """Let all other connections to the same database be set up anew."""
+        """Let all other connections to the same database be cleaned and set up anew."""
         for other in self._heard:
             if other is not physical:
-                self.forget_set_up(other)
+                self.mark_heard(other, RENEW)
 
     def snapshot(self, physical: Any) -> None:
         """Remember the driver's side of the session, for `reset` and `has_new_types`."""
@@ -197,16 +200,20 @@ class Driver:
         """Return what `do` returns, having added to `noted` what was sent meanwhile.
 
         A statement that has failed is noted as such; so is one that may be rolled back,
-        unless it is sent in the user's own block.  A driver for which `hears_all` is false
-        leaves it to Django's cursors.
+        unless it is sent in the user's own block.  What is sent by a cursor that the driver
+        does not hear is left to Django's.
         """
         return do()
+
+    def hears(self, cursor: Any) -> bool:
+        """Return whether `listen()` notes what is sent by a cursor."""
+        return False
 
     def say(self, physical: Any, statements: Heard) -> None:
         """Send statements again, as they were heard."""
         cursor = physical.cursor()
         for sql, params in statements:
-            cursor.execute(sql, params)
+            cursor.execute(sql, *(() if params is None else (params,)))
         cursor.close()
 
     def end(self, physical: Any) -> None:
@@ -237,6 +244,19 @@ def statement(query: Any, params: Any, context: Any) -> Statement:
     if isinstance(params, Mapping):
         return query, dict(params)
     return query, None if params is None else tuple(params)
+
+
+def text_of(sql: Any) -> str:
+    """Return the text of a statement as it is noted; of one that has none, what it is."""
+    if isinstance(sql, bytes):
+        return sql.decode(errors="backslashreplace")
+    return sql if isinstance(sql, str) else repr(sql)
+
+
+def perhaps(said: Statement) -> Statement:
+    """Return a statement that may not have set what it would set."""
+    sql, params = said
+    return PERHAPS + text_of(sql), params
 
 
 def driver_for(database: ModuleType) -> Driver:

@@ -19,7 +19,7 @@ from typing import Any
 
 from .._process.locks import T, with_undo
 from .._process.weak import WeakBag
-from . import TOUCHED, Driver, Heard, Statement, statement
+from . import RENEW, TOUCHED, Driver, Heard, Statement, perhaps, statement
 from .question import ask
 from .sockets import cut, peeker, waiter
 
@@ -29,6 +29,8 @@ UNKNOWN = ("unknown",)
 KNOWN = "_django_pg_real_pool"
 #: Where it carries the list of what is sent, while that is noted.
 NOTED = "_django_pg_real_pool_noted"
+#: What a cursor has whose statements are noted there.
+HEARD = "_django_pg_real_pool_heard"
 
 # libpq's PGTransactionStatusType and ConnStatusType: its ABI, so the numbers are fixed.
 IDLE, ACTIVE, INTRANS, INERROR = 0, 1, 2, 3
@@ -122,7 +124,6 @@ class Psycopg(Driver):
 
     guesses = False
     notices_closing = True
-    hears_all = True
 
     # ##### What is known of a physical connection #####
 
@@ -153,8 +154,12 @@ class Psycopg(Driver):
 
     def forget_others(self, physical: Any) -> None:
         for other in _physicals:
-            if other is not physical and _database(other) == _database(physical):
-                self.forget_set_up(other)
+            if (
+                other is not physical
+                and self.heard(other) is not None
+                and _database(other) == _database(physical)
+            ):
+                self.mark_heard(other, RENEW)
 
     def mark_used(self, physical: Any) -> bool | None:
         known = physical.__dict__.get(KNOWN) or know(physical)
@@ -288,6 +293,10 @@ class Psycopg(Driver):
                     one.__class__ = kind
 
         return with_undo(listen_and_do, stop)
+
+    def hears(self, cursor: Any) -> bool:
+        # Django builds its cursor with a portal by itself.
+        return bool(getattr(cursor, HEARD, False))
 
     def restore(self, physical: Any) -> None:
         known = know(physical)
@@ -476,18 +485,25 @@ def _answers(pgconn: Any, known: Known) -> bool:
 def _noting(cursor_class: Any) -> Any:
     """Return `cursor_class` with its statements noted where their connection has `NOTED`."""
 
+    def listener(cursor: Any) -> tuple[list[Statement], bool]:
+        return cursor.connection.__dict__.get(NOTED) or ([], False)
+
     @contextmanager
-    def note(cursor: Any, query: Any, params: Any) -> Iterator[None]:
-        physical = cursor.connection
-        noted, in_block = physical.__dict__.get(NOTED, ([], False))
+    def note(cursor: Any, query: Any, *each: Any) -> Iterator[None]:
+        noted, in_block = listener(cursor)
+        said = [statement(query, params, cursor) for params in each]
+        # What failed, or may be rolled back, is told from what has set something.
+        here = slice(len(noted), len(noted) + len(said))
+        noted.extend(map(perhaps, said))
+        yield
+        if in_block or cursor.connection.pgconn.transaction_status == IDLE:
+            noted[here] = said
+
+    def note_copy(cursor: Any, query: Any, params: Any) -> None:
+        noted, in_block = listener(cursor)
         said = statement(query, params, cursor)
-        has_lasted = False
-        try:
-            yield
-            has_lasted = in_block or physical.pgconn.transaction_status == IDLE
-        finally:
-            # What failed, or may be rolled back, is told from what has set something.
-            noted.append(said if has_lasted else (f"(perhaps) {said[0]}", said[1]))
+        # No execute() can repeat it.  Where nothing may be left out, that will raise.
+        noted.append(said if in_block else perhaps(said))
 
     class Noting(cursor_class):  # type: ignore[misc]
         __slots__ = ()
@@ -498,9 +514,18 @@ def _noting(cursor_class: Any) -> Any:
 
         def executemany(self, query: Any, params_seq: Any, **kwargs: Any) -> Any:
             params_seq = list(params_seq)
-            with note(self, query, [params_seq]):
+            with note(self, query, *params_seq):
                 return super().executemany(query, params_seq, **kwargs)
 
+        def stream(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
+            with note(self, query, params):
+                yield from super().stream(query, params, **kwargs)
+
+        def copy(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
+            note_copy(self, statement, params)
+            return super().copy(statement, params, **kwargs)
+
+    setattr(Noting, HEARD, True)
     Noting.__name__ = cursor_class.__name__
     Noting.__qualname__ = cursor_class.__qualname__
     Noting.__module__ = cursor_class.__module__

@@ -13,8 +13,9 @@ from typing import Any
 
 from django.db.backends.signals import connection_created
 
-from .._drivers import TOUCHED, Heard, Statement
+from .._drivers import PERHAPS, RENEW, TOUCHED, Heard, Statement, text_of
 from .._process.locks import T, with_undo
+from .._session import only_writes_rows
 from . import giving_back
 from .facts import TRANSACTION_STATE, Debt, Phase
 
@@ -89,6 +90,8 @@ def _set_up(lease: Any, announce: bool) -> bool:
     """
     driver, physical = lease.hooks.driver, lease.physical
     before = driver.heard(physical)
+    if before == RENEW:
+        return _set_up_clean(lease)
     _initialise(lease, announce)
     if not announce:
         driver.mark_set_up(physical, before or ())
@@ -101,16 +104,17 @@ def _set_up(lease: Any, announce: bool) -> bool:
     heard: Heard = (*noted, *driver.touches(physical))
     if before and before != heard and not _sets_all_of(heard, before):
         # What was set then and not set now is of another request, perhaps.
-        if giving_back.clean(lease):
-            return _set_up(lease, announce)
-        _replace(lease)
-        return False
+        return _set_up_clean(lease)
     if lease.heard is not None and lease.heard != heard:
-        # Receivers say something else by now, but the session goes on as it began.
-        if not _say_again(lease, lease.heard, instead_of=heard):
-            _replace(lease)
-            return False
-        heard = lease.heard
+        # Receivers say something else by now, but the session goes on as it began.  If
+        # that can't be said again, this stands: they speak of this request, too.
+        if _can_be_said(lease.heard, instead_of=heard):
+            if not _say_again(lease, lease.heard, instead_of=heard):
+                if before is None:
+                    lease.heard = _UNSPEAKABLE  # not even to one that is new
+                _replace(lease)
+                return False
+            heard = lease.heard
     elif lease.heard is not None:
         heard = lease.heard  # the same object: it is compared by identity
     elif before == heard:
@@ -122,6 +126,13 @@ def _set_up(lease: Any, announce: bool) -> bool:
         driver.mark_heard(physical, heard)
     lease.heard = heard
     return True
+
+
+def _set_up_clean(lease: Any) -> bool:
+    if giving_back.clean(lease):
+        return _set_up(lease, announce=True)
+    _replace(lease)
+    return False
 
 
 def _announce(wrapper: Any) -> None:
@@ -141,6 +152,17 @@ def _initialise(lease: Any, announce: bool) -> None:
     noting(lease, [], initialise)
 
 
+#: What no connection has heard, and can't be said.
+_UNSPEAKABLE: Heard = ((PERHAPS, object()),)
+
+
+def _can_be_said(said: Heard, instead_of: Heard) -> bool:
+    """Return whether it is certain that statements set again what they have set."""
+    return all(map(_is_certain, filter(_may_set, said))) and (
+        _touches(said) == _touches(instead_of)
+    )
+
+
 def _say_again(lease: Any, said: Heard, instead_of: Heard) -> bool:
     """Let the session be as `said` has set it; return whether it is."""
     if not _sets_all_of(said, instead_of):
@@ -148,7 +170,7 @@ def _say_again(lease: Any, said: Heard, instead_of: Heard) -> bool:
             return False
         _initialise(lease, announce=True)
     try:
-        lease.hooks.driver.say(lease.physical, tuple(filter(_is_setter, said)))
+        lease.hooks.driver.say(lease.physical, tuple(filter(_may_set, said)))
     except lease.hooks.failures:
         return False
     return True
@@ -180,10 +202,8 @@ def _sets_all_of(now: Heard, before: Heard) -> bool:
 def _what_is_set(heard: Heard) -> set[str]:
     """Return what statements set, without the value where its name is certain."""
     found: set[str] = set()
-    for sql, params in heard:
-        text = sql if isinstance(sql, str) else repr(sql)
-        if sql == TOUCHED or _READ.match(text):
-            continue  # undone before the receivers were sent; or nothing was set
+    for sql, params in filter(_may_set, heard):
+        text = text_of(sql)
         if match := _SET.match(text):
             found.add(match.group(1).lower())
         elif _CONFIGS.match(text):
@@ -193,14 +213,22 @@ def _what_is_set(heard: Heard) -> set[str]:
     return found
 
 
-def _is_setter(said: Statement) -> bool:
-    """Return whether a statement only sets something, and can be said as often as one likes."""
-    sql, _ = said
-    return (
-        isinstance(sql, str)
-        and sql != TOUCHED
-        and bool(_SET.match(sql) or _CONFIGS.match(sql))
-    )
+def _may_set(said: Statement) -> bool:
+    """Return whether a statement may set something, and is to be said again for that.
+
+    Attributes are undone before the receivers are sent.  A row lasts, and must not be
+    written twice.
+    """
+    text = text_of(said[0]).removeprefix(PERHAPS)
+    return not (text == TOUCHED or _READ.match(text) or only_writes_rows(text))
+
+
+def _is_certain(said: Statement) -> bool:
+    return not text_of(said[0]).startswith(PERHAPS)
+
+
+def _touches(heard: Heard) -> list[Statement]:
+    return [said for said in heard if said[0] == TOUCHED]
 
 
 def make_base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
@@ -229,20 +257,27 @@ def make_base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
 def _begin_anew(lease: Any, sent: Heard) -> None:
     """Clean the session under a cursor that a base has made; set again what it has set.
 
-    The base has no reason to set it once more.
+    The base has no reason to set it once more.  What has failed has set nothing.
     """
     driver, physical = lease.hooks.driver, lease.physical
     driver.note_sent_by_base(physical, ())
+    to_say = tuple(said for said in sent if _is_certain(said) and _may_set(said))
 
     def begin_anew() -> bool:
         if not (giving_back.clean(lease) and _set_up(lease, announce=True)):
-            driver.end(physical)  # nobody may use it as it is
             return False
-        driver.say(physical, tuple(filter(_is_setter, sent)))
+        with lease.wrapper.wrap_database_errors:
+            driver.say(physical, to_say)
         return True
 
-    if outside_transaction(lease, begin_anew):
-        apply_autocommit(lease)
+    has_begun = False
+    try:
+        if outside_transaction(lease, begin_anew):
+            apply_autocommit(lease)
+            has_begun = True
+    finally:
+        if not has_begun:
+            driver.end(physical)  # nobody may use it as it is
 
 
 def noting(

@@ -58,7 +58,7 @@ def unseen_statement(lease: Any) -> None:
 
 def note(lease: Any, sql: Any, params: Any, raw: Any) -> None:
     """Note a statement that belongs to the connection, not to the user."""
-    if lease.noting is not None and not lease.hooks.driver.hears_all:
+    if lease.noting is not None and not lease.hooks.driver.hears(raw):
         lease.noting.append(statement(sql, params, raw))
 
 

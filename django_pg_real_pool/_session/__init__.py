@@ -50,6 +50,7 @@ __all__ = [
     "FUNCTIONS",
     "changes_session",
     "function_changes_session",
+    "only_writes_rows",
 ]
 
 #: What certainly is true to `set_config()`.
@@ -68,6 +69,9 @@ _SUSPECT_CALL = re.compile(r"(?<![^\W_])(" + "|".join(FUNCTIONS) + r")\W*\(", re
 _WORD = re.compile(r"[a-z_]\w*", re.ASCII)
 
 _PLAIN, _BOTH = (False,), (False, True)
+
+#: What a statement begins with that writes rows.
+_WRITES = {Token("word", each) for each in ("insert", "update", "delete", "merge")}
 
 #: The kinds of tokens that some function may run as code.
 _STRINGS = ("string", "escaped", "dollar")
@@ -238,10 +242,15 @@ def _changes_by_string(words: list[str], text: str, escapes: bool) -> Iterator[s
             yield from _beyond_reset_in(code)
     elif TEMPORARY_SCHEMA in code.lower():
         yield "temporary object"
-    elif words[0] != "create" or not {"function", "procedure"}.intersection(words[1:4]):
-        # Otherwise it is the body of something that will run at another time.
+    elif not _makes_code(words):  # which will run at another time
         for call in _SUSPECT_CALL.findall(code):
             yield FUNCTIONS[call.lower()]
+
+
+def _makes_code(words: list[str]) -> bool:
+    """Return whether a statement makes a function, of which its strings are the body."""
+    kind = words[3:4] if words[1:3] == ["or", "replace"] else words[1:2]
+    return words[0] == "create" and kind in (["function"], ["procedure"])
 
 
 def _beyond_reset_in(code: str) -> Iterator[str]:
@@ -326,6 +335,19 @@ def function_changes_session(name: Any, context: Any = None) -> str | None:
     if text is None:
         return f"function of unknown kind {type(name).__name__}"
     return changes_session(f"SELECT {text}()", context)
+
+
+def only_writes_rows(sql: str) -> bool:
+    """Return whether `sql` is one statement that writes rows and changes no session."""
+    try:
+        found = list(tokens(sql))
+    except Unclear:
+        return False
+    return (
+        bool(_WRITES.intersection(found[:1]))
+        and Token("other", ";") not in found[:-1]
+        and changes_session(sql) is None
+    )
 
 
 def _changes_by_query(query: Any, context: Any) -> str | None:

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
+from itertools import count
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
+from uuid import uuid4
 
 import pytest
-from django.db import connections, transaction
+from django.db import ProgrammingError, connections, transaction
 from faults import PLAIN, census, extra_alias
 from helpers import backend_pid, pool_of_one, wait_until
+from psycopg.types import TypeInfo
 from receivers import Receiver, receiving
 from sessions import ask, in_another_request, pool_for_one
 from tcp_proxy import Proxy
+from tenants import BLUE, RED, TENANT, WAYS, Way, by_a_role, function_that_sets_it
 
 pytest_plugins = ("fix_faults",)
 
@@ -166,6 +171,29 @@ def through_callproc(db: Any) -> None:
             cursor.callproc("set_config", ["app.user", user.get(), False])
 
 
+def through_a_portal(db: Any) -> None:
+    if user.get() is not None:
+        with db.chunked_cursor() as cursor:
+            cursor.execute("SELECT set_config('app.user', %s, false)", [user.get()])
+            cursor.fetchall()
+
+
+def through_a_stream(db: Any) -> None:
+    if user.get() is not None:
+        with db.cursor() as cursor:
+            list(cursor.stream("SELECT set_config('app.user', %s, false)", [user.get()]))
+
+
+def through_a_copy(db: Any) -> None:
+    if user.get() is not None:
+        query = f"SELECT set_config('app.user', '{user.get()}', false)"
+        with (
+            db.connection.cursor() as cursor,
+            cursor.copy(statement=f"COPY ({query}) TO STDOUT") as copy,
+        ):
+            list(copy)
+
+
 def in_a_block(db: Any) -> None:
     if user.get() is not None:
         with transaction.atomic(using=db.alias):
@@ -179,6 +207,9 @@ RECEIVERS = [
     through_a_cursor_of_the_drivers,
     through_many_at_once,
     through_callproc,
+    through_a_portal,
+    through_a_stream,
+    through_a_copy,
     in_a_block,
 ]
 
@@ -311,6 +342,188 @@ def test_what_a_request_set_itself_does_not_hide_what_receivers_set(one: str) ->
         assert three.first.sees()[1] == "a"
         three.first.do(change)
         assert three.third.sees()[1] is None
+
+
+# ##### Whatever receivers send #####
+
+
+@pytest.fixture
+def tenant_function(observer: Any) -> Iterator[None]:
+    with function_that_sets_it(observer):
+        yield
+
+
+@pytest.mark.usefixtures("tenant_function")
+@pytest.mark.parametrize("in_block", [False, True], ids=["by itself", "in a block"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_text_that_is_new_each_time_is_of_its_request_all_the_same(
+    pair: str, way: Way, in_block: bool
+) -> None:
+    """D4: what is not certain to set the same is undone, and what is the session's, set."""
+    numbers = count()
+
+    def receive(db: Any) -> None:
+        if user.get() is None:
+            return
+        with (
+            transaction.atomic(db.alias) if in_block else nullcontext(),
+            db.cursor() as one,
+        ):
+            way(one, str(user.get()), f"/* {next(numbers)} */ ")
+
+    with receiving(pair, receive), three_requests(pair, RED, BLUE, None) as three:
+        cross(three)
+        for request, name in zip(three[:2], (RED, BLUE), strict=True):
+            assert request.do(lambda: ask(pair, TENANT)) == name
+        three.first.give()
+        three.second.give()
+        for _ in range(2):
+            for request, expected in zip(three, (RED, BLUE, None), strict=True):
+                assert request.do(lambda: ask(pair, TENANT)) == expected
+
+
+@pytest.mark.usefixtures("tenant_function")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_session_goes_on_as_it_began(pair: str, way: Way) -> None:
+    """D4: also where its receivers say something else by now, on a connection of another."""
+
+    def receive(db: Any) -> None:
+        with db.cursor() as cursor:
+            way(cursor, str(user.get()), "")
+
+    with receiving(pair, receive), three_requests(pair, RED, BLUE, BLUE) as three:
+        assert three.first.do(lambda: ask(pair, TENANT)) == RED
+        three.first.do(lambda: user.set(BLUE))
+        cross(three)
+        assert three.first.do(lambda: ask(pair, TENANT)) == RED
+        assert three.second.do(lambda: ask(pair, TENANT)) == BLUE
+
+
+def a_failure(db: Any) -> None:
+    with db.cursor() as cursor, suppress(ProgrammingError):
+        cursor.execute("SELECT no_such_function()")
+
+
+def a_setting_of_the_connections(db: Any) -> None:
+    db.connection.read_only = user.get() == RED
+
+
+@pytest.mark.parametrize("other", [a_failure, a_setting_of_the_connections])
+def test_what_can_not_be_repeated_is_as_receivers_say_now(
+    pair: str, other: Receiver
+) -> None:
+    """D4: they speak of this request, too."""
+
+    def receive(db: Any) -> None:
+        driver_connection = getattr(db.connection, "driver_connection", db.connection)
+        other(SimpleNamespace(cursor=db.cursor, connection=driver_connection))
+        with db.cursor() as cursor:
+            cursor.execute(f"SET app.tenant = '{user.get()}'")
+
+    def look() -> Any:
+        with transaction.atomic(using=pair):
+            return ask(pair, TENANT), ask(pair, "SHOW transaction_read_only")
+
+    is_read_only = {RED: "off", BLUE: "off"}
+    if other is a_setting_of_the_connections:
+        is_read_only[RED] = "on"
+    with receiving(pair, receive), three_requests(pair, RED, BLUE, BLUE) as three:
+        assert three.first.do(look) == (RED, is_read_only[RED])
+        three.first.do(lambda: user.set(BLUE))
+        cross(three)
+        assert three.first.do(look) == (BLUE, "off")
+        assert three.second.do(look) == (BLUE, "off")
+
+
+def with_factories(connection: Any) -> None:
+    connection.row_factory = lambda cursor: lambda values: tuple(values)
+
+
+def with_a_mode(connection: Any) -> None:
+    connection.read_only = True
+
+
+@pytest.mark.usefixtures("tenant_function")
+@pytest.mark.parametrize("touch", [with_factories, with_a_mode])
+def test_what_can_not_be_cleaned_is_not_replaced_for_ever(
+    one: str, touch: Receiver
+) -> None:
+    """D4: a connection that is new is not better than the one before."""
+    calls = count()
+
+    def receive(db: Any) -> None:
+        assert next(calls) < 40
+        touch(getattr(db.connection, "driver_connection", db.connection))
+        with db.cursor() as cursor:
+            cursor.execute(f"SELECT set_tenant('{user.get()}-{uuid4()}')")
+
+    with receiving(one, receive), three_requests(one, "a", "b", "c") as three:
+        for _ in range(3):
+            for request, name in zip(three, "abc", strict=True):
+                assert request.do(lambda: ask(one, TENANT)).startswith(name)
+
+
+def test_a_row_is_written_once_for_each_announcement(pair: str, observer: Any) -> None:
+    """D4: it lasts, so that it is not written again with what is set again."""
+    numbers = count()
+
+    def receive(db: Any) -> None:
+        with db.cursor() as cursor:
+            cursor.execute("INSERT INTO item (name) VALUES (%s)", [str(uuid4())])
+            by_a_role(cursor, str(user.get()), "")
+            cursor.execute(f"RESET ROLE; SET app.other = '{next(numbers)}'")
+
+    with (
+        receiving(pair, receive) as heard,
+        three_requests(pair, RED, BLUE, RED) as three,
+    ):
+        cross(three)
+    assert observer.execute("SELECT count(*) FROM item").fetchone() == (len(heard),)
+
+
+def test_a_row_of_its_own_causes_no_cleaning(pair: str) -> None:
+    """D4, C1: nor has a session to say anything again."""
+
+    def receive(db: Any) -> None:
+        with db.cursor() as cursor:
+            cursor.execute("INSERT INTO item (name) VALUES (%s)", [str(uuid4())])
+
+    with (
+        receiving(pair, receive) as heard,
+        three_requests(pair, "a", "b", "c") as three,
+    ):
+        cross(three)
+        assert len(heard) == 5  # each session on each connection that it has had
+
+
+# ##### Types that were registered #####
+
+
+@pytest.mark.parametrize("receiver", [through_a_cursor, through_the_driver])
+def test_who_sets_nothing_inherits_nothing_where_types_were_registered(
+    pair: str, receiver: Receiver
+) -> None:
+    """D4: connections that do not know a new type are set up anew, by who comes next."""
+
+    def register() -> None:
+        with connections[pair].schema_editor():
+            of_wrapper: Any = connections[pair].connection
+            physical = getattr(of_wrapper, "driver_connection", of_wrapper)
+            TypeInfo("something", 600, 1017).register(physical)
+
+    with (
+        receiving(pair, receiver) as heard,
+        three_requests(pair, "a", None, "c") as three,
+    ):
+        one = three.first.take()
+        three.third.do(register)
+        assert three.third.take() != one
+        three.first.give()
+        three.first.end()
+        assert three.second.sees() == (one, None)
+        count = len(heard)
+        assert three.second.sees() == (one, None)
+        assert len(heard) == count
 
 
 # ##### What it costs #####

@@ -8,12 +8,24 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from django.db import connections, transaction
+from django.db import ProgrammingError, connections, transaction
 from helpers import backend_pid, census, installed, pool_of_one
 from settings import STOCK_OF
+from tenants import (
+    BLUE,
+    RED,
+    TENANT,
+    WAYS,
+    Way,
+    by_a_role,
+    by_two_at_once,
+    function_that_sets_it,
+)
 from traffic import warm_up
 
 from django_pg_real_pool import make_release_backend, pin_connection
@@ -28,9 +40,12 @@ class Remembers:
     def _cursor(self, name: str | None = None) -> Any:
         cursor: Any = super()._cursor(name)  # type: ignore[misc]
         if self.remembered != self.tenant and name is None:
-            cursor.execute(f"SET app.tenant = '{self.tenant}'")
+            self.send(cursor)
             self.remembered = self.tenant
         return cursor
+
+    def send(self, cursor: Any) -> None:
+        cursor.execute(f"SET app.tenant = '{self.tenant}'")
 
     def close(self) -> None:
         self.remembered = None
@@ -171,3 +186,135 @@ def test_an_origin_is_not_in_a_method_of_the_base(alias: str, db: Any) -> None:
     with db.cursor():
         (origin,) = db._lease.holds.origins.values()
     assert origin.endswith("in test_an_origin_is_not_in_a_method_of_the_base")
+
+
+# ##### Whatever a base sends #####
+
+
+def tenants(db: Any, *names: str) -> list[Any]:
+    """Return what sessions of these tenants see, one after the other."""
+    seen = []
+    for db.tenant in names:
+        with db.cursor() as cursor:
+            cursor.execute(TENANT)
+            seen.append(cursor.fetchone()[0])
+        db.close()
+    return seen
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_session_sees_its_own_tenant(
+    alias: str, db: Any, observer: Any, monkeypatch: pytest.MonkeyPatch, way: Way
+) -> None:
+    """D6, S7: what has set the one before is undone; what sets this one is not."""
+    monkeypatch.setattr(db, "send", lambda cursor: way(cursor, db.tenant, ""))
+    db.tenant = RED
+    with function_that_sets_it(observer):
+        pid = backend_pid(alias)
+        db.close()
+        assert tenants(db, RED, BLUE, RED, RED) == [RED, BLUE, RED, RED]
+        assert backend_pid(alias) == pid
+
+
+def test_what_has_failed_is_not_sent_again(
+    db: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S7: it has set nothing, and would fail again."""
+
+    def send(cursor: Any) -> None:
+        with suppress(ProgrammingError):
+            cursor.execute("SELECT no_such_function()")
+        cursor.execute(f"SET ROLE {db.tenant}")
+
+    monkeypatch.setattr(db, "send", send)
+    assert tenants(db, RED, BLUE, RED) == [RED, BLUE, RED]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO item (name) VALUES (gen_random_uuid()::text)",
+        "/* why */ insert into item (name) values ('; SET ' || gen_random_uuid());",
+        b"INSERT INTO item (name) VALUES (gen_random_uuid()::text)",
+    ],
+)
+def test_a_row_is_written_once(
+    db: Any, observer: Any, monkeypatch: pytest.MonkeyPatch, statement: Any
+) -> None:
+    """S7: it lasts, so that it is not to be written again after a cleaning."""
+
+    def send(cursor: Any) -> None:
+        cursor.execute(statement)
+        by_two_at_once(cursor, db.tenant, "")
+
+    monkeypatch.setattr(db, "send", send)
+    assert tenants(db, RED, BLUE, RED) == [RED, BLUE, RED]
+    assert observer.execute("SELECT count(*) FROM item").fetchone() == (3,)
+
+
+def test_a_row_of_its_own_causes_no_cleaning(
+    db: Any, observer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S7, C1: though no other has the same text."""
+    cleanings: list[Any] = []
+    reset = db._hooks.driver.reset
+
+    def count(physical: Any) -> Any:
+        cleanings.append(physical)
+        return reset(physical)
+
+    def send(cursor: Any) -> None:
+        cursor.execute("INSERT INTO item (name) VALUES (%s)", [str(uuid4())])
+        cursor.execute(f"SET app.tenant = '{db.tenant}'")
+
+    monkeypatch.setattr(db._hooks.driver, "reset", count)
+    monkeypatch.setattr(db, "send", send)
+    assert tenants(db, RED, BLUE, RED) == [RED, BLUE, RED]
+    assert cleanings == []
+    assert observer.execute("SELECT count(*) FROM item").fetchone() == (3,)
+
+
+def test_what_can_not_be_sent_again_is_not_left_out(
+    db: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S7: there is an error instead, and another connection for who comes next."""
+
+    def send(cursor: Any) -> None:
+        query = f"SELECT set_config('app.tenant', '{db.tenant}', false)"
+        with cursor.copy(f"COPY ({query}) TO STDOUT") as copy:
+            list(copy)
+
+    monkeypatch.setattr(db, "send", send)
+    assert tenants(db, RED) == [RED]
+    with pytest.raises(ProgrammingError):
+        tenants(db, BLUE)
+    db.close()
+    assert tenants(db, BLUE) == [BLUE]
+
+
+def test_who_can_not_be_set_anew_gets_an_error_and_leaves_nothing(
+    alias: str, db: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R9, S3: a connection that is set up by half goes to nobody."""
+    say = db._hooks.driver.say
+    fails = [True]
+
+    def say_by_half(physical: Any, statements: Any) -> None:
+        if fails:
+            fails.clear()
+            physical.execute("SET app.other = 'left behind'")
+            raise LookupError
+        say(physical, statements)
+
+    monkeypatch.setattr(db._hooks.driver, "say", say_by_half)
+    assert tenants(db, RED) == [RED]
+    monkeypatch.setattr(db, "send", lambda cursor: by_a_role(cursor, db.tenant, ""))
+    with pytest.raises(LookupError):
+        tenants(db, BLUE)
+    db.close()
+    assert census(alias).in_use == 0
+    assert tenants(db, RED, BLUE) == [RED, BLUE]
+    with db.cursor() as cursor:
+        cursor.execute("SELECT current_setting('app.other', true)")
+        assert not cursor.fetchone()[0]
+    db.close()

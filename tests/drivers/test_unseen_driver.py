@@ -272,6 +272,19 @@ def test_a_connection_that_was_reset_is_to_be_set_up_again() -> None:
     assert driver.heard(physical) is None
 
 
+def test_what_a_connection_has_heard_is_not_forgotten_with_its_types() -> None:
+    """D4: it may be of another request, so that it counts as something else, not as new."""
+    driver = Driver()
+    one, other, new = (ModuleType(name) for name in ("one", "other", "new"))
+    said = (("SET app.tenant = '1'", None),)
+    for physical in (one, other):
+        driver.mark_set_up(physical, said)
+    driver.forget_others(one)
+    assert driver.heard(one) == said
+    assert driver.heard(other) not in (None, (), said)
+    assert driver.heard(new) is None
+
+
 def test_a_cursor_of_an_unseen_driver_does_not_tell_what_it_has_sent() -> None:
     """F7: by its mode alone such a driver is taken to be in a transaction."""
     assert not Driver().may_have_begun(object())

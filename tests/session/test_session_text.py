@@ -28,6 +28,7 @@ from django_pg_real_pool._session import (
     FUNCTIONS,
     changes_session,
     function_changes_session,
+    only_writes_rows,
 )
 from django_pg_real_pool._session import _scan as scanned
 from django_pg_real_pool._session.glance import readings_to_scan
@@ -88,6 +89,7 @@ def mended(server: Any) -> Iterator[None]:
     for kind, name in [
         ("VIEW", "watcher"),
         ("TABLE", "made"),
+        ("TABLE", "procedure"),
         ("TABLE", "temp"),
         ("TABLE", "t"),
     ]:
@@ -569,6 +571,31 @@ def test_a_seed_is_the_sessions(text: str) -> None:
         numbers = {c.execute("SELECT random()").fetchone() for c in (one, other)}
     assert len(numbers) == 1
     assert changes_session(text) in BEYOND_RESET
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("INSERT INTO item (name) VALUES (gen_random_uuid())", True),
+        ("-- why\n/* who; */ update item set name = '; SET ROLE x';", True),
+        ("delete from item", True),
+        ("INSERT INTO item VALUES (1); SET ROLE x", False),
+        ("INSERT INTO item VALUES (1); SELECT set_tenant('x')", False),
+        ("INSERT INTO item (name) VALUES (set_config('app.tenant', '1', false))", False),
+        ("UPDATE pg_settings SET setting = '1' WHERE name = 'app.tenant'", False),
+        ("/* /* */ insert */ SET ROLE x", False),
+        ("\"insert\" INTO item VALUES ('1')", False),
+        ("insert into item values ('", False),
+        ("SET ROLE x", False),
+        ("SELECT set_tenant('x')", False),
+        ("", False),
+    ],
+)
+def test_a_statement_that_only_writes_rows_is_told_from_all_others(
+    text: str, expected: bool
+) -> None:
+    """D4, S7: it is not sent again when a session is set up again."""
+    assert only_writes_rows(text) is expected
 
 
 # ##### The quick look, with the scanner as the judge #####

@@ -239,6 +239,10 @@ _GROUPS: list[tuple[str | None, str, str, list[str]]] = [
             "EXPLAIN ANALYZE SELECT set_config('app.tenant', '1', false)",
             "INSERT INTO item (name) SELECT set_config('app.tenant', '1', false)",
             "CREATE TABLE made AS SELECT set_config('app.tenant', '1', false)",
+            (
+                "CREATE TABLE procedure AS SELECT * FROM "
+                "ts_stat('SELECT to_tsvector(set_config(''app.tenant'', ''1'', false))')"
+            ),
             "SELECT set_config('app.tenant', $$1$$, $$f$$)",
             "SELECT 5%set_config('app.tenant', '1', false)::int",
             "SELECT ts_stat($$SELECT to_tsvector(set_config('app.tenant', '1', false))$$)",
