@@ -340,13 +340,15 @@ class Lease:
         The caller brings that back, also when this raises.
         """
         kept = self.kept
-        while self.kept == kept:
+        while True:
             if not self.has_connection():
-                self.begin()  # a thread that shares the wrapper may have closed it
+                if self.use is not POOLED:
+                    self.begin()  # a thread that shares the wrapper has closed it
                 take()
             self.kept = kept + 1
-            if not self.has_connection():
-                self.kept = kept  # a signal handler's query has ended what was taken
+            if self.has_connection():
+                return
+            self.kept = kept  # a signal handler's query has ended what was taken
 
     def _once_secure(self, take: Callable[[], None], do: Callable[[], None]) -> None:
         """Take a connection if there is none, and keep it until `do` has returned."""
