@@ -20,6 +20,9 @@ _SET_BY_DJANGO = {"kwargs", "open", "configure"} | (
     {"check"} if django.VERSION < (6, 1) else set()
 )
 
+#: What django-db-connection-pool counts by; all other numbers are seconds.
+_COUNTS = ("POOL_SIZE", "MAX_OVERFLOW")
+
 #: The least that makes sense, where that is not 0.
 _LEAST = {"num_workers": 1}
 
@@ -70,18 +73,37 @@ def native_problems(alias: str, settings_dict: Mapping[str, Any]) -> Iterator[Pr
     parameters = inspect.signature(ConnectionPool.__init__).parameters
     defaults = {name: each.default for name, each in parameters.items() if name != "self"}
     yield from _unknown_keys(options, defaults, place)
-    not_numbers = list(_not_numbers(options, defaults, place))
-    yield from not_numbers or _wrong_sizes(options, defaults["min_size"], place)
+    wrong = list(_wrong_values(options, defaults, place))
+    yield from wrong or _wrong_sizes(options, defaults["min_size"], place)
 
 
 def queue_problems(alias: str, settings_dict: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield each key of `POOL_OPTIONS` that django-db-connection-pool would ignore."""
+    """Yield what django-db-connection-pool would ignore in `POOL_OPTIONS`, or fail of."""
     from dj_db_conn_pool.core import pool_container
 
     place = f'DATABASES[{alias!r}]["POOL_OPTIONS"]'
-    valid = sorted(name.upper() for name in pool_container.pool_default_params)
-    for key in settings_dict.get("POOL_OPTIONS", {}):
-        if key in valid:
+    options = settings_dict.get("POOL_OPTIONS", {})
+    if not isinstance(options, Mapping):
+        yield Problem(
+            10,
+            f"POOL_OPTIONS must be a dict, got {options!r}.",
+            f'Set {place} to a dict such as {{"POOL_SIZE": 10, "MAX_OVERFLOW": 0}}.',
+        )
+        return
+    defaults = {
+        name.upper(): value for name, value in pool_container.pool_default_params.items()
+    }
+    valid = sorted(defaults)
+    for key, value in options.items():
+        if key in defaults:
+            is_whole = key in _COUNTS
+            if type(defaults[key]) is int and not _is_number(value, is_whole):
+                number = "whole number" if is_whole else "number"
+                yield Problem(
+                    10,
+                    f"{key} in POOL_OPTIONS must be a {number}, got {value!r}.",
+                    f'Correct {place}["{key}"].',
+                )
             continue
         nearest = get_close_matches(str(key).upper(), valid, n=1)
         yield Problem(
@@ -92,6 +114,11 @@ def queue_problems(alias: str, settings_dict: Mapping[str, Any]) -> Iterator[Pro
             if nearest
             else f"Remove it from {place}. Valid options are: {', '.join(valid)}.",
         )
+
+
+def _is_number(value: Any, is_whole: bool) -> bool:
+    kinds: tuple[type, ...] = (int,) if is_whole else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def _unknown_keys(
@@ -118,23 +145,28 @@ def _unknown_keys(
         )
 
 
-def _not_numbers(
+def _wrong_values(
     options: Mapping[Any, Any], defaults: Mapping[str, Any], place: str
 ) -> Iterator[Problem]:
     for key, value in options.items():
         default = defaults.get(key)
-        if key == "max_size":
-            is_meant_as_number = value is not None
-        else:
-            is_meant_as_number = isinstance(default, (int, float)) and default is not False
-        if not is_meant_as_number:
+        if isinstance(default, type) and default is not inspect.Parameter.empty:
+            if not isinstance(value, type):
+                yield Problem(
+                    7,
+                    f'{key} in OPTIONS["pool"] must be a class, got {value!r}.',
+                    f'Correct {place}["{key}"].',
+                )
+            continue
+        is_whole = type(default) is int or (key == "max_size" and value is not None)
+        if not is_whole and type(default) is not float:
             continue
         least = _LEAST.get(key, 0)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not value >= least:
+        if not _is_number(value, is_whole) or not value >= least:
+            number = "whole number" if is_whole else "number"
             yield Problem(
                 7,
-                f'{key} in OPTIONS["pool"] must be a number, {least} or more, got '
+                f'{key} in OPTIONS["pool"] must be a {number}, {least} or more, got '
                 f"{value!r}.",
                 f'Correct {place}["{key}"].',
             )

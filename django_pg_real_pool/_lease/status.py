@@ -71,6 +71,10 @@ class PoolStatus:
         return asdict(self)
 
 
+#: Seconds in which a server is to answer that is asked why its pool has nothing to give.
+_PATIENCE = 2
+
+
 def status_of(wrapper: Any) -> PoolStatus:
     """Return the status of the pool behind a wrapper, the oldest lease first."""
     names = {each.ident: each.name for each in threading.enumerate()}
@@ -101,17 +105,33 @@ def explain_exhaustion(lease: Any, waited: float) -> str:
     """Return what a person needs to know who reads it at three in the morning."""
     pool, status = lease.hooks.pool, status_of(lease.wrapper)
     trouble, reason = pool.trouble(lease), ""
-    if trouble is not None:
-        reason = f"the pool can't connect to the server: {trouble}. "
-    elif not status.leases and not pool.tells_trouble(lease):
+    if trouble is None and not status.leases and not pool.tells_trouble(lease):
+        trouble = _find_trouble(lease.wrapper)
         reason = (
             "perhaps the pool can't connect to the server; if so, the log of psycopg.pool "
             "says why. "
         )
+    if trouble is not None:
+        reason = f"the pool can't connect to the server: {trouble}. "
     return (
         f"couldn't get a connection for database alias {lease.alias!r} in "
         f"{waited:.2f} s: {reason}{_in_words(status)}"
     )
+
+
+def _find_trouble(wrapper: Any) -> Exception | None:
+    """Return why the server can't be reached, if an attempt of our own shows it.
+
+    A pool that this library does not know logs that, and does not say it.
+    """
+    try:
+        params = {"connect_timeout": _PATIENCE, **wrapper.get_connection_params()}
+        wrapper.Database.connect(**params).close()
+    except wrapper.Database.Error as error:
+        return error  # type: ignore[no-any-return]
+    except Exception:  # noqa: BLE001 - its parameters are for something else
+        return None
+    return None
 
 
 def _in_words(status: PoolStatus) -> str:

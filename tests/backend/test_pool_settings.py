@@ -7,13 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import django
+import psycopg
 import pytest
 from configured import configured, error, found
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, transaction
+from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
 from helpers import backend_pid
 
+from django_pg_real_pool import make_release_backend
 from django_pg_real_pool._pool_settings import native_problems, queue_problems, refuse
 
 POOL = 'DATABASES[\'configured\']["OPTIONS"]["pool"]'
@@ -82,18 +85,26 @@ WRONG_POOLS: list[tuple[Any, int, str, str]] = [
         (
             {"min_size": 1, key: value},
             7,
-            f'{key} in OPTIONS["pool"] must be a number, {least} or more, got {value!r}.',
+            f'{key} in OPTIONS["pool"] must be a {kind}, {least} or more, got {value!r}.',
             f'Correct {POOL}["{key}"].',
         )
-        for key, value, least in [
-            ("max_size", "10", 0),
-            ("max_size", -1, 0),
-            ("min_size", None, 0),
-            ("min_size", True, 0),
-            ("timeout", "30", 0),
-            ("max_lifetime", float("nan"), 0),
-            ("num_workers", 0, 1),
+        for key, value, least, kind in [
+            ("max_size", "10", 0, "whole number"),
+            ("max_size", -1, 0, "whole number"),
+            ("max_size", 1.5, 0, "whole number"),
+            ("min_size", None, 0, "whole number"),
+            ("min_size", True, 0, "whole number"),
+            ("min_size", 1.5, 0, "whole number"),
+            ("timeout", "30", 0, "number"),
+            ("max_lifetime", float("nan"), 0, "number"),
+            ("num_workers", 0, 1, "whole number"),
         ]
+    ),
+    (
+        {"connection_class": "psycopg.Connection"},
+        7,
+        "connection_class in OPTIONS[\"pool\"] must be a class, got 'psycopg.Connection'.",
+        f'Correct {POOL}["connection_class"].',
     ),
 ]
 
@@ -104,6 +115,7 @@ RIGHT_POOLS = [
     {"min_size": 2, "max_size": None},
     {"min_size": 4, "max_size": 4, "timeout": 0.5, "close_returns": False, "name": "p"},
     {"reset": print, "reconnect_failed": print, "min_size": 1},
+    {"connection_class": psycopg.Connection, "min_size": 1, "max_idle": 60},
 ]
 
 #: The same for `POOL_OPTIONS`.
@@ -124,7 +136,23 @@ WRONG_POOL_OPTIONS = [
         "unknown option 'min_size' in POOL_OPTIONS, which django-db-connection-pool ignores.",
         f"Remove it from {POOL_OPTIONS}. Valid options are: {VALID}.",
     ),
+    *(
+        (
+            {key: value},
+            f"{key} in POOL_OPTIONS must be a {kind}, got {value!r}.",
+            f'Correct {POOL_OPTIONS}["{key}"].',
+        )
+        for key, value, kind in [
+            ("POOL_SIZE", "two", "whole number"),
+            ("MAX_OVERFLOW", None, "whole number"),
+            ("RECYCLE", True, "number"),
+            ("TIMEOUT", "30", "number"),
+        ]
+    ),
 ]
+
+NO_DICTS = [["POOL_SIZE"], None, "yes"]
+DICT = f'Set {POOL_OPTIONS} to a dict such as {{"POOL_SIZE": 10, "MAX_OVERFLOW": 0}}.'
 
 
 def refused(use: Callable[[], Any]) -> str:
@@ -237,6 +265,31 @@ def test_the_first_query_says_that_psycopg_has_no_pool(
         assert backend_pid("configured") > 0
 
 
+def overriding(name: str) -> Any:
+    """Make an engine of Django's, whose base gets its connections in its own way."""
+    base: Any = type("Base", (StockWrapper,), {"__module__": "a_users.base"})
+    inherited = getattr(StockWrapper, name)
+    setattr(base, name, lambda self, *args: inherited(self, *args))
+    getattr(base, name).__module__ = "a_users.base"
+    return make_release_backend(base)
+
+
+@pytest.mark.parametrize("name", ["get_connection_params", "get_new_connection"])
+@pytest.mark.parametrize(
+    ("pool", "number", "message", "hint"), [WRONG_POOLS[0], WRONG_POOLS[3], WRONG_POOLS[8]]
+)
+def test_a_check_finds_it_where_a_base_gets_its_connections_by_itself(
+    name: str, pool: Any, number: int, message: str, hint: str
+) -> None:
+    """D7: they come from Django's pool in the end."""
+    engine = overriding(name)
+    assert found("native", engine, OPTIONS={"pool": pool}) == [error(number, message, hint)]
+    with configured("native", engine, OPTIONS={"pool": pool}):
+        assert refused(lambda: backend_pid("configured")) == (
+            f"Database 'configured': {message} {hint}"
+        )
+
+
 # ##### django-db-connection-pool #####
 
 
@@ -264,6 +317,18 @@ def test_the_first_query_does_not_ignore_it(
         assert db.connection is None
         db.settings_dict["POOL_OPTIONS"] = {"POOL_SIZE": 1}
         assert backend_pid("configured") > 0
+
+
+@pytest.mark.parametrize("options", NO_DICTS)
+def test_pool_options_that_are_no_dict_are_refused(options: Any) -> None:
+    """D7: by the check, and by the first query."""
+    message = f"POOL_OPTIONS must be a dict, got {options!r}."
+    assert found("dj", POOL_OPTIONS=options) == [error(10, message, DICT)]
+    with configured("dj", POOL_OPTIONS=options) as db:
+        assert refused(lambda: backend_pid("configured")) == (
+            f"Database 'configured': {message} {DICT}"
+        )
+        assert db.connection is None
 
 
 def test_what_the_other_pool_takes_is_not_complained_of() -> None:

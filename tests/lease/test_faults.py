@@ -597,6 +597,24 @@ def test_a_pool_of_a_bases_own_says_what_can_be_known(caplog: Any) -> None:
     assert "Connection refused" in caplog.text
 
 
+def test_a_pool_of_a_bases_own_says_what_the_server_says() -> None:
+    """F4: whatever the pool is, one attempt to connect shows why it has nothing to give."""
+    port = free_port()
+    made = ConnectionPool(f"host={HOST} port={port}", min_size=1, timeout=0.3, open=False)
+    base = type("Base", (StockWrapper,), {"pool": made, "__module__": "users.base"})
+    with (
+        closing(made),
+        installed("native", make_release_backend(base), HOST=HOST, PORT=port) as wrapper,
+        pytest.raises(OperationalError) as caught,
+    ):
+        wrapper.cursor()
+    assert re.search(
+        rf"in 0\.\d\d s: the pool can't connect to the server: connection failed: .*{port} "
+        r"failed: Connection refused",
+        str(caught.value),
+    )
+
+
 def overriding_in_a_thread(wrapper: Any) -> None:
     with installed(wrapper.alias, type(wrapper)) as another:
         another.cursor()

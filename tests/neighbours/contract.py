@@ -11,8 +11,10 @@ import os
 import pytest
 
 SETS_PATH = "django-tenants sends a SET search_path whenever a cursor is opened"
-IMITATES = "it imitates django-tenants, which does not go on top of the real one"
-SAID = "the engine says by once_per_connection that it need not run for each lease"
+IMITATES = (
+    "the test has an imitation of django-tenants, which can't be put on top of the real one"
+)
+SAID = "once_per_connection says that it need not run for each lease"
 
 #: By neighbour: how the names of tests begin, and why they fail.
 EXPECTED: dict[str, dict[str, str]] = {

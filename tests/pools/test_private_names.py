@@ -204,7 +204,11 @@ def test_the_place_of_wrappers_tells_by_its_class_when_python_was_patched() -> N
 
 
 #: What we put on a connection ourselves.
-OUR_MARKS = {"_django_pg_real_pool", "_django_pg_real_pool_noted"}
+OUR_MARKS = {
+    "_django_pg_real_pool",
+    "_django_pg_real_pool_heard",
+    "_django_pg_real_pool_noted",
+}
 
 
 def _is_private(name: str) -> bool:

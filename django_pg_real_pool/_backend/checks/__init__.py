@@ -9,7 +9,7 @@ from django.core import checks
 
 from ..._drivers.psycopg3 import blocks_greenlets
 from ..._pool_settings import Problem, native_problems, queue_problems
-from ..._pools.native import NativePool
+from ..._pools.native import DjangosPool, NativePool
 from ..._pools.queue import QueuePool
 from ..._process import greenlets
 from ..._settings import SETTING, misplaced, problems
@@ -32,7 +32,7 @@ class ReleaseValidation:
         pool = self.connection._hooks.pool
         if type(pool) is NativePool:
             messages += self._check_native_pool()
-        elif isinstance(pool, NativePool):
+        elif isinstance(pool, DjangosPool):
             messages += self._errors(native_problems)
         elif isinstance(pool, QueuePool):
             messages += self._errors(queue_problems)
