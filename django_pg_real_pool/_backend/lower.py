@@ -163,32 +163,38 @@ class LowerLayer(_Base):
         if self.connection is not None:
             # Before anything is switched: a dropped cursor's warning may be an error.
             lease.settle()
-        if self.connection is None or not lease.exclusively(
-            partial(self._switch_leased, autocommit, by_atomic)
-        ):
-            # The mode is noted, for the next checkout; the rest is as stock.
-            lease.is_off_by_atomic = by_atomic
-            if lease.unsent_savepoints:
-                # savepoint() by hand, outside a block: of a transaction that never began.
-                lease.unsent_savepoints.clear()
-            lease.forget_transaction()
-            if not autocommit and self._logs_queries():
-                lease.log_unsent("BEGIN")
-            self.autocommit = autocommit
+        if self.connection is None and not self._thread_sharing_count:
+            self._note_autocommit(autocommit, by_atomic)
+        else:
+            # Another thread may take a connection just now, or give it back.
+            lease.with_connection(
+                partial(self._switch_leased, autocommit, by_atomic),
+                otherwise=partial(self._note_autocommit, autocommit, by_atomic),
+            )
         if autocommit and self.run_commit_hooks_on_set_autocommit_on:
             self.run_and_clear_commit_hooks()
             self.run_commit_hooks_on_set_autocommit_on = False
 
-    def _switch_leased(self, autocommit: bool, by_atomic: bool) -> bool:
-        """Switch the mode of the connection that is here; return False if none is."""
-        if self.connection is None:
-            return False
+    def _note_autocommit(self, autocommit: bool, by_atomic: bool) -> None:
+        """Note the mode for the next checkout; the rest is as stock."""
+        lease = self._lease
+        lease.is_off_by_atomic = by_atomic
+        if lease.unsent_savepoints:
+            # savepoint() by hand, outside a block: of a transaction that never began.
+            lease.unsent_savepoints.clear()
+        lease.forget_transaction()
+        if not autocommit and self._logs_queries():
+            lease.log_unsent("BEGIN")
+        self.autocommit = autocommit
+
+    def _switch_leased(self, autocommit: bool, by_atomic: bool) -> None:
+        """Switch the mode of the connection that is here."""
         lease = self._lease
         leaving_atomic = autocommit and lease.is_off_by_atomic
         lease.is_off_by_atomic = by_atomic
         runs_callbacks = self.run_commit_hooks_on_set_autocommit_on
         try:
-            # The callbacks come later: they may wait for threads that share the wrapper.
+            # The callbacks come later: the connection is not kept for them.
             self.run_commit_hooks_on_set_autocommit_on = False
             super().set_autocommit(autocommit, by_atomic)
         except BaseException as error:
@@ -204,7 +210,6 @@ class LowerLayer(_Base):
             raise
         finally:
             self.run_commit_hooks_on_set_autocommit_on = runs_callbacks
-        return True
 
     def _commit(self) -> None:
         if self.connection is None and self._lease.use is POOLED:

@@ -155,14 +155,11 @@ class ConnectionReleaseMixin(_Base):
         lease = self._lease
         if lease.use is not POOLED:
             return super().is_usable()
-        found = lease.exclusively(self._is_usable_if_here)
+        found = lease.with_connection(super().is_usable)
         if found is not None:
             return found
         # The check is not the block's statement, so it must not begin its transaction.
         return setup.outside_transaction(lease, self._is_usable_once_pinned)
-
-    def _is_usable_if_here(self) -> bool | None:
-        return None if self.connection is None else super().is_usable()
 
     def _is_usable_once_pinned(self) -> bool:
         token = object()
@@ -183,32 +180,18 @@ class ConnectionReleaseMixin(_Base):
         rows that were fetched already stay readable.
         """
         lease = self._lease
-        if lease.phase is Phase.RETURNING and lease.is_within:
-            super().close()  # the end of a lease: the base must hear of it
+        if lease.use is not POOLED or (lease.phase is Phase.RETURNING and lease.is_within):
+            super().close()  # of the end of a lease the base must hear, too
             return
-        if lease.use is POOLED:
-            self.validate_thread_sharing()
-        lease.exclusively(self._close_exclusively)
-
-    def _close_exclusively(self) -> None:
-        lease = self._lease
-        if lease.use is not POOLED:
-            super().close()
-            return
+        self.validate_thread_sharing()
         try:
-            if self.connection is not None:
-                lease.drop(True)
-            else:
-                if lease.phase is not Phase.FREE:
-                    lease.drop()  # its end was interrupted
+            if not lease.close():
                 super().close()
                 if self.in_atomic_block:
                     self.closed_in_transaction = True
                     self.needs_rollback = True
         finally:
-            # Else an interruption has left something to be done by the next close().
-            if self.connection is None and lease.phase is Phase.FREE:
-                lease.end_session()
+            lease.end_session_if_free()
 
     def _close_as_base(self) -> None:
         super().close()
@@ -267,7 +250,7 @@ class ConnectionReleaseMixin(_Base):
     # ##### Ending a transaction #####
 
     def commit(self) -> None:
-        if self.connection is None:
+        if self.connection is None or self._lease.use is not POOLED:
             self._commit_as_base()
             self._lease.unsent_savepoints.clear()
             return
@@ -285,7 +268,7 @@ class ConnectionReleaseMixin(_Base):
             super().commit()
 
     def rollback(self) -> None:
-        if self.connection is None:
+        if self.connection is None or self._lease.use is not POOLED:
             super().rollback()
             self._lease.forget_transaction()
             self._lease.unsent_savepoints.clear()

@@ -112,10 +112,13 @@ class Lease:
         self.closed_elsewhere: list[tuple[Hashable, Finder | None]] = []
         #: The names of the open cursors that have a portal on the server.
         self.portals: dict[Hashable, str] = {}
-        #: Above 0 while the connection is to stay whatever ends, but for `close()`: while a
-        #: method of the base runs that may send statements, or a section is at work that a
-        #: finaliser or a signal handler may come between.
+        #: Above 0 while the connection is to stay whatever ends, but for `close()`: within
+        #: the lock, while a method of the base runs that may send statements, or a section
+        #: is at work that a finaliser or a signal handler may come between.
         self.kept = 0
+        #: The same, without the lock: whoever commits, say, which may wait for other threads
+        #: that share the wrapper.
+        self.keepers: set[object] = set()
         #: What observers are told of this lease; None: it is not observed.
         self.record: observers.Lease | None = None
         #: What is put aside while an observer is told; None: nobody was told yet.
@@ -230,15 +233,17 @@ class Lease:
         Nothing happens if that was done since close().  Raises ProgrammingError, as
         stock does, where the block that was open at close() is open still.
         """
-        return self.use is POOLED or self._begin(explicitly)
+        if self.use is POOLED:
+            return True
+        if self.use is Use.UNPOOLED and self.wrapper.connection is not None:
+            return False
+        return self._begin(explicitly)
 
     @locked
     def _begin(self, explicitly: bool) -> bool:
         wrapper = self.wrapper
         if self.use is POOLED:  # by now: a thread that shares the wrapper has begun
             return True
-        if self.use is Use.UNPOOLED and wrapper.connection is not None:
-            return False
         if self.visit is not None and self.visit.is_open:
             telling.admit(self)
         if wrapper.in_atomic_block and wrapper.closed_in_transaction and not explicitly:
@@ -278,7 +283,17 @@ class Lease:
         self.unsent_savepoints.clear()
         self.heard = self.source = None
         self.own_pins.clear()
+        self.keepers.clear()
         self.use = Use.NONE
+
+    @locked
+    def end_session_if_free(self) -> None:
+        """Forget it, unless an interruption has left something for the next close().
+
+        Nor if a thread that shares the wrapper has begun a lease meanwhile.
+        """
+        if self.wrapper.connection is None and self.phase is FREE:
+            self.end_session()
 
     def log_unsent(self, sql: str) -> None:
         """Log what stock logs, though nothing is sent, or not yet."""
@@ -329,10 +344,15 @@ class Lease:
             if self.phase is Phase.RETURNED:
                 giving_back.forget(self)  # what was interrupted, the last time
             self.phase = Phase.ASKED
-            self._keeping(self.wrapper.ensure_connection)
+            self._keeping(self._ensure_connection)
         except BaseException:
             self.drop()
             raise
+
+    def _ensure_connection(self) -> None:
+        self.wrapper.ensure_connection()
+        if self.wrapper.connection is None:  # whoever replaced it did not connect
+            raise OperationalError("ensure_connection() has returned without a connection")
 
     def _secure(self, take: Callable[[], None]) -> None:
         """Take a connection if there is none, and add one to `kept`.
@@ -370,16 +390,34 @@ class Lease:
 
         return with_undo(keep_and_do, partial(setattr, self, "kept", kept))
 
-    @locked
-    def exclusively(self, do: Callable[[], T]) -> T:
-        """Return what `do` returns; until then nobody else may give the connection back.
+    def with_connection(
+        self, do: Callable[[], T], otherwise: Callable[[], None] = lambda: None
+    ) -> T | None:
+        """Return what `do` returns; until then nobody but close() gives the connection back.
 
-        Not the reaper, nor a thread that shares the wrapper, nor a finaliser.
+        Not the reaper, nor a thread that shares the wrapper, nor a finaliser.  Where there
+        is no connection, `otherwise` is done, within the lock, and None is returned.
         """
-        try:
-            return self._keeping(do)
-        finally:
-            self._settle()
+        keeper = object()
+
+        def keep_and_do() -> T | None:
+            return do() if self._keep(keeper, otherwise) else None
+
+        return with_undo(keep_and_do, partial(self._end_keeping, keeper))
+
+    @locked
+    def _keep(self, keeper: object, otherwise: Callable[[], None]) -> bool:
+        self.keepers.add(keeper)  # first: a finaliser may end the lease before that
+        if self.has_connection():
+            return True
+        self.keepers.discard(keeper)
+        otherwise()
+        return False
+
+    @locked
+    def _end_keeping(self, keeper: object, is_over: bool = False) -> None:
+        self.keepers.discard(keeper)
+        self._settle(is_over)
 
     def open(self) -> None:
         """Get a connection and make it ready.  When it raises, there is none."""
@@ -415,6 +453,7 @@ class Lease:
             self.phase = HELD
         except BaseException:
             self.drop()
+            self.transaction = NONE  # one of receivers; there is none of the user's
             raise
 
     def _forget_interrupted(self) -> None:
@@ -669,29 +708,30 @@ class Lease:
         ):
             self.hooks.driver.cut(physical)
 
-    @locked
     def end_transaction(self, commit_or_roll_back: Callable[[], None]) -> None:
         """End the transaction by Django's `commit()` or `rollback()`, and settle.
 
         That comes before Django switches autocommit on, and so before the callbacks of
         on_commit() run.
         """
-        is_over, has_returned, kept = False, False, self.kept
+        keeper, physical, has_returned = object(), self.physical, False
 
-        def do() -> None:
-            nonlocal is_over, has_returned
-            try:
-                self.kept = kept + 1
-                commit_or_roll_back()
-                has_returned = True
-            finally:
-                is_over = self._look_at_end(has_returned)
+        def keep_and_do() -> None:
+            nonlocal has_returned
+            self._keep(keeper, lambda: None)
+            commit_or_roll_back()
+            has_returned = True
 
-        def settle() -> None:
-            self.kept = kept
-            self._settle(is_over)
+        with_undo(keep_and_do, lambda: self._note_end(keeper, physical, has_returned))
 
-        with_undo(do, settle)
+    @locked
+    def _note_end(self, keeper: object, physical: Any, was_told: bool) -> None:
+        is_over = False
+        try:
+            if self.physical is physical:  # else a thread that shares the wrapper closed it
+                is_over = self._look_at_end(was_told)
+        finally:
+            self._end_keeping(keeper, is_over)
 
     def _look_at_end(self, was_told: bool) -> bool:
         """Return whether the transaction is over, as far as the driver can't see it.
@@ -724,6 +764,19 @@ class Lease:
         if is_mine and driver.mark_used(physical) is None:
             driver.end(physical)
 
+    def end_transaction_of_receivers(self) -> None:
+        """Note that what receivers began, while a connection is taken, has ended.
+
+        They may have left one open: then it goes on.
+        """
+        if (
+            self.phase is TAKING
+            and self.wrapper.connection is not None
+            and (self.transaction is not NONE or TRANSACTION in self.holds.now)
+            and not self._is_in_transaction()
+        ):
+            self._transaction_ended()
+
     def forget_transaction(self) -> None:
         """Note the end of a transaction whose connection is gone."""
         if self.transaction is not NONE and self.wrapper.connection is None:
@@ -751,7 +804,7 @@ class Lease:
         `is_over`: the transaction has ended, though the driver may not see it.  `raw`: the
         driver's cursor that was closed just now.
         """
-        if self.phase is not HELD or self.kept:
+        if self.phase is not HELD or self.kept or self.keepers:
             return
         wrapper, holds, lost = self.wrapper, self.holds.now, None
         try:
@@ -846,6 +899,16 @@ class Lease:
             giving_back.forget(self)
             if self.record is not None:
                 telling.given_back(self)
+
+    @locked
+    def close(self) -> bool:
+        """End the lease as stock's close() does; return False if there was no connection."""
+        if self.wrapper.connection is not None:
+            self.drop(True)
+            return True
+        if self.phase is not FREE:
+            self.drop()  # its end was interrupted
+        return False
 
     def _detach(self, raw: Any) -> None:
         try:

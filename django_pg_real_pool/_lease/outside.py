@@ -38,8 +38,14 @@ def _give_up_if_left(lease: Any) -> None:
 
 def _is_stuck(lease: Any) -> bool:
     """Return whether an interruption has left a lease that nothing holds."""
-    return lease.wrapper.connection is not None and (
-        lease.phase is not Phase.HELD or not lease.holds.now or bool(lease.closed_elsewhere)
+    return (
+        lease.wrapper.connection is not None
+        and not lease.keepers  # which a section ends that is at work
+        and (
+            lease.phase is not Phase.HELD
+            or not lease.holds.now
+            or bool(lease.closed_elsewhere)
+        )
     )
 
 
@@ -100,6 +106,8 @@ def _give_up(lease: Any, why: str) -> None:
 def forget_parent(lease: Any) -> Any:
     """In a forked child: forget the parent's connection, and return it."""
     lease._lock, lease._holder = threading.RLock(), 0
+    lease.kept = lease.wrapping = 0
+    lease.keepers.clear()
     visit, lease.visit = lease.visit, None
     if lease.use is not Use.POOLED and not (visit is not None and visit.is_open):
         return None

@@ -52,6 +52,7 @@ def set_up(lease: Any) -> None:
                 driver.forget_set_up(physical)
                 lease.owe(Debt.CLEANING)
                 raise
+            lease.end_transaction_of_receivers()
 
 
 def _replace_if_gone(lease: Any) -> None:
@@ -129,10 +130,19 @@ def _set_up(lease: Any, announce: bool) -> bool:
 
 
 def _set_up_clean(lease: Any) -> bool:
-    if giving_back.clean(lease):
+    if _clean(lease):
         return _set_up(lease, announce=True)
     _replace(lease)
     return False
+
+
+def _clean(lease: Any) -> bool:
+    """Clean the session; a base that remembers what it has set on it is to forget that."""
+    cleaned, wrapper = giving_back.clean(lease), lease.wrapper
+    if cleaned and lease.hooks.close:
+        bring_back = partial(setattr, wrapper, "connection", wrapper.connection)
+        with_undo(partial(giving_back.let_base_forget, lease), bring_back)
+    return cleaned
 
 
 def _announce(wrapper: Any) -> None:
@@ -158,7 +168,7 @@ _UNSPEAKABLE: Heard = ((PERHAPS, object()),)
 
 def _can_be_said(said: Heard, instead_of: Heard) -> bool:
     """Return whether it is certain that statements set again what they have set."""
-    return all(map(_is_certain, filter(_may_set, said))) and (
+    return all(map(_can_be_repeated, filter(_may_set, said))) and (
         _touches(said) == _touches(instead_of)
     )
 
@@ -166,7 +176,7 @@ def _can_be_said(said: Heard, instead_of: Heard) -> bool:
 def _say_again(lease: Any, said: Heard, instead_of: Heard) -> bool:
     """Let the session be as `said` has set it; return whether it is."""
     if not _sets_all_of(said, instead_of):
-        if not giving_back.clean(lease):
+        if not _clean(lease):
             return False
         _initialise(lease, announce=True)
     try:
@@ -214,17 +224,19 @@ def _what_is_set(heard: Heard) -> set[str]:
 
 
 def _may_set(said: Statement) -> bool:
-    """Return whether a statement may set something, and is to be said again for that.
+    """Return whether a statement may set something.
 
-    Attributes are undone before the receivers are sent.  A row lasts, and must not be
-    written twice.
+    Attributes are undone before the receivers are sent.  What writes a row may call a
+    function that sets something, or write into a temporary table.
     """
     text = text_of(said[0]).removeprefix(PERHAPS)
-    return not (text == TOUCHED or _READ.match(text) or only_writes_rows(text))
+    return not (text == TOUCHED or _READ.match(text))
 
 
-def _is_certain(said: Statement) -> bool:
-    return not text_of(said[0]).startswith(PERHAPS)
+def _can_be_repeated(said: Statement) -> bool:
+    """Return whether a statement can be said again; a row must not be written twice."""
+    text = text_of(said[0])
+    return not (text.startswith(PERHAPS) or only_writes_rows(text))
 
 
 def _touches(heard: Heard) -> list[Statement]:
@@ -261,7 +273,7 @@ def _begin_anew(lease: Any, sent: Heard) -> None:
     """
     driver, physical = lease.hooks.driver, lease.physical
     driver.note_sent_by_base(physical, ())
-    to_say = tuple(said for said in sent if _is_certain(said) and _may_set(said))
+    to_say = tuple(said for said in sent if _can_be_repeated(said) and _may_set(said))
 
     def begin_anew() -> bool:
         if not (giving_back.clean(lease) and _set_up(lease, announce=True)):

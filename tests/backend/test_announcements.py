@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import pytest
-from django.db import ProgrammingError, connections, transaction
+from django.db import DataError, ProgrammingError, connections, transaction
 from faults import PLAIN, census, extra_alias
 from helpers import backend_pid, pool_of_one, wait_until
 from psycopg.types import TypeInfo
@@ -481,21 +481,6 @@ def test_a_row_is_written_once_for_each_announcement(pair: str, observer: Any) -
     assert observer.execute("SELECT count(*) FROM item").fetchone() == (len(heard),)
 
 
-def test_a_row_of_its_own_causes_no_cleaning(pair: str) -> None:
-    """D4, C1: nor has a session to say anything again."""
-
-    def receive(db: Any) -> None:
-        with db.cursor() as cursor:
-            cursor.execute("INSERT INTO item (name) VALUES (%s)", [str(uuid4())])
-
-    with (
-        receiving(pair, receive) as heard,
-        three_requests(pair, "a", "b", "c") as three,
-    ):
-        cross(three)
-        assert len(heard) == 5  # each session on each connection that it has had
-
-
 # ##### Types that were registered #####
 
 
@@ -685,3 +670,93 @@ def test_who_only_looks_something_up_is_not_taken_for_one_that_sets(alias: str) 
             connections[alias].close()
             assert len(heard) == count
         assert backend_pid(alias) == pid
+
+
+# ##### What receivers write #####
+
+
+@pytest.fixture
+def logging_in(observer: Any) -> Iterator[None]:
+    """A function on the server that sets the user, and returns it."""
+    observer.execute(
+        "CREATE FUNCTION log_in(name text) RETURNS text LANGUAGE sql AS "
+        "$$ SELECT set_config('app.user', name, false) $$"
+    )
+    yield
+    observer.execute("DROP FUNCTION log_in")
+
+
+def through_a_row(db: Any) -> None:
+    if user.get() is not None:
+        with db.cursor() as cursor:
+            cursor.execute("INSERT INTO item (name) VALUES (log_in(%s))", [user.get()])
+
+
+@pytest.mark.usefixtures("logging_in")
+def test_what_writing_a_row_has_set_is_not_inherited(one: str) -> None:
+    """D4: a function may be called in it, of which nobody sees what it does."""
+    with receiving(one, through_a_row):
+        for name in ("a", None, "b", None):
+            with three_requests(one, name, None, None) as three:
+                assert three.first.sees()[1] == name
+
+
+def into_a_temporary_table(db: Any) -> None:
+    with db.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE IF NOT EXISTS its (name text)")
+        if user.get() is not None:
+            cursor.execute("DELETE FROM its")
+            cursor.execute("INSERT INTO its VALUES (%s)", [user.get()])
+
+
+def test_a_row_in_a_temporary_table_is_not_inherited(one: str) -> None:
+    """D4: it is a part of the session."""
+    with receiving(one, into_a_temporary_table):
+        for name in ("a", None, "b", None):
+            with three_requests(one, name, None, None) as three:
+                seen = three.first.do(lambda: ask(one, "SELECT max(name) FROM its"))
+                assert seen == name
+
+
+# ##### Blocks of receivers #####
+
+
+def in_a_block_that_may_fail(db: Any) -> None:
+    with transaction.atomic(using=db.alias), db.cursor() as cursor:
+        cursor.execute("SELECT 1 / %s", [0 if user.get() == "unlucky" else 1])
+
+
+def test_a_receivers_block_does_not_end_an_explicit_connect(one: str) -> None:
+    """P1: ensure_connection() leaves a connection, as on stock."""
+    with receiving(one, in_a_block_that_may_fail):
+        db = connections[one]
+        db.ensure_connection()
+        assert db.connection is not None
+        db.close()
+
+
+def test_a_receivers_block_that_fails_loses_no_transaction_of_the_user(one: str) -> None:
+    """A4: the next query is as good as ever."""
+    user.set("unlucky")
+    with receiving(one, in_a_block_that_may_fail):
+        for _ in range(2):
+            with pytest.raises(DataError):
+                backend_pid(one)
+        user.set(None)
+        assert backend_pid(one) > 0
+        with transaction.atomic(using=one):
+            assert backend_pid(one) > 0
+        assert connections[one].connection is None
+
+
+def test_a_block_that_a_receiver_leaves_open_goes_on(one: str) -> None:
+    """A4: whoever sends BEGIN has begun a transaction, as on stock."""
+
+    def begin(db: Any) -> None:
+        db.connection.execute("BEGIN")
+
+    with receiving(one, begin):
+        backend_pid(one)
+        db: Any = connections[one]
+        assert db._lease.holds.describe() == ["transaction"]
+        db.close()

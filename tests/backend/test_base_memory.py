@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from django.db import ProgrammingError, connections, transaction
 from helpers import backend_pid, census, installed, pool_of_one
+from receivers import receiving
 from settings import STOCK_OF
 from tenants import (
     BLUE,
@@ -252,28 +252,6 @@ def test_a_row_is_written_once(
     assert observer.execute("SELECT count(*) FROM item").fetchone() == (3,)
 
 
-def test_a_row_of_its_own_causes_no_cleaning(
-    db: Any, observer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """S7, C1: though no other has the same text."""
-    cleanings: list[Any] = []
-    reset = db._hooks.driver.reset
-
-    def count(physical: Any) -> Any:
-        cleanings.append(physical)
-        return reset(physical)
-
-    def send(cursor: Any) -> None:
-        cursor.execute("INSERT INTO item (name) VALUES (%s)", [str(uuid4())])
-        cursor.execute(f"SET app.tenant = '{db.tenant}'")
-
-    monkeypatch.setattr(db._hooks.driver, "reset", count)
-    monkeypatch.setattr(db, "send", send)
-    assert tenants(db, RED, BLUE, RED) == [RED, BLUE, RED]
-    assert cleanings == []
-    assert observer.execute("SELECT count(*) FROM item").fetchone() == (3,)
-
-
 def test_what_can_not_be_sent_again_is_not_left_out(
     db: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,3 +296,24 @@ def test_who_can_not_be_set_anew_gets_an_error_and_leaves_nothing(
         cursor.execute("SELECT current_setting('app.other', true)")
         assert not cursor.fetchone()[0]
     db.close()
+
+
+def test_a_base_forgets_what_is_cleaned_while_its_connection_is_set_up(
+    alias: str, db: Any
+) -> None:
+    """D4, D6: receivers have opened a cursor by then, so the base has sent its tenant."""
+    others = ["SET app.other = '1'", "SELECT 1", "SELECT 1"]
+
+    def open_one(connection: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(others[0])
+
+    with receiving(alias, open_one):
+        for name in ("red", "blue", "green"):
+            db.close()
+            db.tenant = name
+            assert tenant(db) == name
+            assert tenant(db) == name
+            others.pop(0)
+            others.append("SELECT 1")
+        db.close()

@@ -6,6 +6,7 @@ the reaper, and a thread that shares the wrapper.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,13 +17,14 @@ import psycopg
 import pytest
 from django.db import OperationalError, connections, transaction
 from faults import extra_alias
-from helpers import backend_pid, census, run_in_thread, wait_until
+from helpers import DEADLINE, backend_pid, census, installed, run_in_thread, wait_until
 from interrupting import EVERY
 from moments import breaks
 from psycopg.types.string import TextLoader
 from sessions import ask, pool_for_one
+from settings import STOCK_OF
 
-from django_pg_real_pool import pin_connection
+from django_pg_real_pool import make_release_backend, pin_connection
 from django_pg_real_pool._backend import cursor as of_cursors
 from django_pg_real_pool._backend import lower, wrapper
 from django_pg_real_pool._drivers.psycopg3 import Psycopg
@@ -113,6 +115,7 @@ def test_a_cursor_may_be_closed_at_any_moment(
         assert db.connection is None, (where, db._lease)
         assert census(alias).in_use == 0, where
         assert db._lease.kept == 0, where
+        assert db._lease.keepers == set(), where
         open_one()
     close_it()
 
@@ -416,3 +419,167 @@ def test_a_connection_that_closes_meanwhile_keeps_no_type_from_the_others(
         assert db._lease.own_pins == set()
         backend_pid(name)
         assert db.connection is None
+
+
+# ##### Code of others, which may wait for other threads that share the wrapper #####
+
+
+def in_time(do: Callable[[], object]) -> None:
+    """Do it on a thread of its own, which is not to wait for ever."""
+    doing = threading.Thread(target=do, daemon=True)
+    doing.start()
+    doing.join(DEADLINE)
+    assert not doing.is_alive(), "it waits for ever"
+
+
+@pytest.mark.parametrize("step", ["commit", "rollback", "is_usable"])
+def test_a_thread_that_streams_may_open_a_cursor_meanwhile(alias: str, step: str) -> None:
+    """R7: psycopg's stream() has the connection's own lock; nobody waits for it with ours."""
+    is_streaming, has_asked = threading.Event(), threading.Event()
+
+    def stream() -> None:
+        with db.cursor() as cursor:
+            rows = cursor.stream("SELECT generate_series(1, 3)")
+            next(rows)
+            is_streaming.set()
+            has_asked.wait(0.3)
+            db.cursor().close()
+            assert len(list(rows)) == 2
+
+    def ask() -> None:
+        has_asked.set()
+        getattr(db, step)()
+
+    with shared(alias) as db:
+        in_time(lambda: stream_and(stream, is_streaming, ask))
+        db.close()
+
+
+def stream_and(
+    stream: Callable[[], None], is_streaming: threading.Event, ask: Callable[[], None]
+) -> None:
+    streaming = threading.Thread(target=stream, daemon=True)
+    asking = threading.Thread(target=ask, daemon=True)
+    streaming.start()
+    assert is_streaming.wait(5)
+    asking.start()
+    streaming.join()
+    asking.join()
+
+
+@pytest.mark.parametrize("is_pooled", [True, False], ids=["pooled", "without a pool"])
+@pytest.mark.parametrize("method", ["commit", "rollback", "close"])
+def test_a_base_may_wait_for_a_thread_that_shares_its_wrapper(
+    alias: str, method: str, is_pooled: bool
+) -> None:
+    """D1, D7: until a writer has written all that it has, say, as on stock."""
+
+    waits: list[bool] = []
+    stock: Any = type(connections[STOCK_OF[alias]])
+
+    def method_of_base(self: Any) -> Any:
+        if waits and (method != "close" or self.connection is None):
+            writing = threading.Thread(target=lambda: query(self), daemon=True)
+            writing.start()
+            writing.join()
+        return getattr(stock, method)(self)
+
+    base = type("Base", (stock,), {method: method_of_base, "__module__": "a_users.base"})
+    options = {} if is_pooled else {"OPTIONS": {"pool": False}}
+    with installed(alias, make_release_backend(base), **options) as db:
+        db.inc_thread_sharing()
+
+        def use() -> None:
+            if method != "close":
+                db.set_autocommit(False)
+                query(db)
+            waits.append(True)
+            getattr(db, method)()
+            waits.clear()
+            if method != "close":
+                db.set_autocommit(True)
+            db.close()
+
+        in_time(use)
+        db.dec_thread_sharing()
+
+
+# ##### The mode, which one thread notes while another takes a connection #####
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["entering", "leaving"])
+def test_a_mode_is_not_noted_beside_a_connection_that_was_just_taken(
+    alias: str, leaves: bool, monkeypatch: pytest.MonkeyPatch, observer: Any
+) -> None:
+    """A1, F7: a block that is rolled back leaves no row, and no row is lost."""
+    real = Lease.forget_transaction
+    taken: list[Any] = []
+
+    def take_meanwhile(lease: Any) -> None:
+        if not taken:
+            taken.append(None)
+            taking = threading.Thread(target=lambda: taken.append(lease.wrapper.cursor()))
+            taking.start()
+            taking.join(0.3)
+        real(lease)
+
+    def insert(name: str) -> None:
+        with db.cursor() as cursor:
+            cursor.execute("INSERT INTO item (name) VALUES (%s)", [name])
+
+    with shared(alias) as db:
+        if leaves:
+            db.set_autocommit(False)
+        monkeypatch.setattr(Lease, "forget_transaction", take_meanwhile)
+        if leaves:
+            db.set_autocommit(True)
+            wait_until(lambda: len(taken) == 2, "it has a connection by now")
+            insert("kept")
+        else:
+            with transaction.atomic(using=alias):
+                wait_until(lambda: len(taken) == 2, "it has a connection by now")
+                insert("rolled back")
+                transaction.set_rollback(True, using=alias)
+        monkeypatch.undo()
+        taken[1].close()
+        db.close()
+    rows = observer.execute("SELECT name FROM item").fetchall()
+    assert rows == ([("kept",)] if leaves else [])
+
+
+# ##### Small things #####
+
+
+def test_who_connects_without_a_connection_is_told(
+    alias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F4: once, as on stock; a tool has put something in the place of the method."""
+    db: Any = connections[alias]
+    asked: list[None] = []
+    monkeypatch.setattr(db, "ensure_connection", lambda: asked.append(None))
+    with pytest.raises(OperationalError, match="has returned without a connection"):
+        db.cursor()
+    assert len(asked) == 1
+    monkeypatch.undo()
+    query(db)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork() here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("alias", ["native", "dj"], indirect=True)
+def test_a_forked_child_keeps_nothing_for_a_thread_of_its_parent(alias: str) -> None:
+    """F1, R1: which was in the midst of a step, and is not here."""
+    db: Any = connections[alias]
+    query(db)
+    db._lease.kept = 1
+    db._lease.keepers.add("a thread")
+    child = os.fork()
+    if child == 0:
+        try:
+            query(db)
+            os._exit(0 if db.connection is None else 1)
+        finally:
+            os._exit(2)
+    db._lease.kept = 0
+    db._lease.keepers.clear()
+    assert os.waitpid(child, 0)[1] == 0

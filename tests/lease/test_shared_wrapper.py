@@ -85,17 +85,23 @@ Hook = Callable[[Any], None]
 
 
 def hooked(base: Any) -> Any:
-    """Make a base that tells when COMMIT was sent, and when a mode was not switched."""
+    """Make a base that tells of a COMMIT that was sent, and of a mode not switched."""
 
     class Hooked(base):  # type: ignore[misc]
         after_commit: Hook = staticmethod(lambda db: None)
         after_failure: Hook = staticmethod(lambda db: None)
 
-        def set_autocommit(self, autocommit: bool, *args: Any, **kwargs: Any) -> Any:
-            if autocommit:
-                self.after_commit(self)
+        def _commit(self) -> Any:
+            super()._commit()
+            self.after_commit(self)
+
+        def _rollback(self) -> Any:
+            super()._rollback()
+            self.after_commit(self)
+
+        def _set_autocommit(self, autocommit: bool) -> Any:
             try:
-                super().set_autocommit(autocommit, *args, **kwargs)
+                super()._set_autocommit(autocommit)
             except Exception:
                 self.after_failure(self)
                 raise
