@@ -58,8 +58,14 @@ class LowerLayer(_Base):
         if lease.phase is Phase.RETURNING:
             self._hooks.pool.put(lease)
             return
-        if lease.phase is Phase.CLOSING and self.connection is not None:
-            lease.is_going()
+        if lease.phase is Phase.CLOSING:
+            if self.connection is not None:
+                lease.is_going()
+        elif lease.use is POOLED:
+            # Nothing was here.  If there is by now, a thread that shares the wrapper has it.
+            self.validate_thread_sharing()
+            self.run_on_commit = []
+            return
         super().close()
 
     # Django takes a lock for both, which an interruption can leave held on Python 3.14.
@@ -209,7 +215,8 @@ class LowerLayer(_Base):
                 self.close()
             raise
         finally:
-            self.run_commit_hooks_on_set_autocommit_on = runs_callbacks
+            if runs_callbacks:  # else a thread that shares the wrapper may have set it
+                self.run_commit_hooks_on_set_autocommit_on = True
 
     def _commit(self) -> None:
         if self.connection is None and self._lease.use is POOLED:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from _thread import get_ident
 from asyncio import _get_running_loop
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -250,12 +250,12 @@ class ConnectionReleaseMixin(_Base):
     # ##### Ending a transaction #####
 
     def commit(self) -> None:
-        if self.connection is None or self._lease.use is not POOLED:
-            self._commit_as_base()
+        self._end_transaction(self._commit_and_forget)
+
+    def _commit_and_forget(self) -> None:
+        self._commit_as_base()
+        if self.connection is None:
             self._lease.unsent_savepoints.clear()
-            return
-        self._validate_end_of_transaction()
-        self._lease.end_transaction(self._commit_as_base)
 
     def _commit_as_base(self) -> None:
         if (
@@ -268,13 +268,21 @@ class ConnectionReleaseMixin(_Base):
             super().commit()
 
     def rollback(self) -> None:
-        if self.connection is None or self._lease.use is not POOLED:
-            super().rollback()
+        self._end_transaction(self._roll_back_and_forget)
+
+    def _roll_back_and_forget(self) -> None:
+        super().rollback()
+        if self.connection is None:
             self._lease.forget_transaction()
             self._lease.unsent_savepoints.clear()
-            return
-        self._validate_end_of_transaction()
-        self._lease.end_transaction(super().rollback)
+
+    def _end_transaction(self, end: Callable[[], None]) -> None:
+        has_none = self.connection is None and not self._thread_sharing_count
+        if has_none or self._lease.use is not POOLED:
+            end()
+        else:
+            self._validate_end_of_transaction()
+            self._lease.end_transaction(end)
 
     def _validate_end_of_transaction(self) -> None:
         # As stock does next; but a call that is refused must not count as an end.

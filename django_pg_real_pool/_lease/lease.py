@@ -283,7 +283,6 @@ class Lease:
         self.unsent_savepoints.clear()
         self.heard = self.source = None
         self.own_pins.clear()
-        self.keepers.clear()
         self.use = Use.NONE
 
     @locked
@@ -431,6 +430,7 @@ class Lease:
                 connect = partial(setup.noting, self, [], wrapper._connect_as_base)
                 setup.outside_transaction(self, connect)
                 self.physical = self.hooks.pool.physical(wrapper.connection)
+                self.end_transaction_of_set_up()
                 setup.bring_up_to_date(self)
             else:
                 self.get()
@@ -714,15 +714,21 @@ class Lease:
         That comes before Django switches autocommit on, and so before the callbacks of
         on_commit() run.
         """
-        keeper, physical, has_returned = object(), self.physical, False
+        keeper, physical, has_returned = object(), None, False
 
         def keep_and_do() -> None:
-            nonlocal has_returned
-            self._keep(keeper, lambda: None)
+            nonlocal physical, has_returned
+            # Also where there is no connection: a thread that shares the wrapper may take one.
+            self.keepers.add(keeper)
+            physical = self._get_physical()
             commit_or_roll_back()
             has_returned = True
 
         with_undo(keep_and_do, lambda: self._note_end(keeper, physical, has_returned))
+
+    @locked
+    def _get_physical(self) -> Any:
+        return self.physical  # not while somebody gives it back
 
     @locked
     def _note_end(self, keeper: object, physical: Any, was_told: bool) -> None:
@@ -764,8 +770,8 @@ class Lease:
         if is_mine and driver.mark_used(physical) is None:
             driver.end(physical)
 
-    def end_transaction_of_receivers(self) -> None:
-        """Note that what receivers began, while a connection is taken, has ended.
+    def end_transaction_of_set_up(self) -> None:
+        """Note that what receivers or a base began, while a connection is taken, has ended.
 
         They may have left one open: then it goes on.
         """

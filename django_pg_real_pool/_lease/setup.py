@@ -52,7 +52,7 @@ def set_up(lease: Any) -> None:
                 driver.forget_set_up(physical)
                 lease.owe(Debt.CLEANING)
                 raise
-            lease.end_transaction_of_receivers()
+            lease.end_transaction_of_set_up()
 
 
 def _replace_if_gone(lease: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import OperationalError, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from faults import extra_alias
 from helpers import DEADLINE, backend_pid, census, installed, run_in_thread, wait_until
 from interrupting import EVERY
@@ -545,6 +546,147 @@ def test_a_mode_is_not_noted_beside_a_connection_that_was_just_taken(
         db.close()
     rows = observer.execute("SELECT name FROM item").fetchall()
     assert rows == ([("kept",)] if leaves else [])
+
+
+# ##### A connection that another thread takes while one ends something #####
+
+
+def on_a_thread(do: Callable[[], object]) -> None:
+    """As `run_in_thread()`, but without ending the thread's own connections."""
+    doing = threading.Thread(target=do)
+    doing.start()
+    doing.join(DEADLINE)
+
+
+@contextmanager
+def shared_and_hooked(
+    alias: str, method: str, hook: Callable[[Any], None]
+) -> Iterator[Any]:
+    """Share a wrapper whose base does something before a method."""
+    stock: Any = type(connections[STOCK_OF[alias]])
+
+    def method_of_base(self: Any, *args: Any) -> Any:
+        hook(self)
+        return getattr(stock, method)(self, *args)
+
+    base = type("Base", (stock,), {method: method_of_base, "__module__": "a_users.base"})
+    with installed(alias, make_release_backend(base)) as db:
+        query(db)
+        db.inc_thread_sharing()
+        yield db
+        db.dec_thread_sharing()
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["after close", "where none was"])
+@pytest.mark.parametrize("method", ["commit", "rollback"])
+def test_what_another_thread_takes_during_commit_is_kept_to_its_end(
+    alias: str, method: str, closes: bool
+) -> None:
+    """F7: else the COMMIT is sent on what is a third one's by then."""
+    found: list[bool] = []
+
+    def take_and_give(db: Any) -> None:
+        if not found:
+            found.append(False)
+            if closes:
+                on_a_thread(db.close)
+            on_a_thread(lambda: query(db))
+            found[0] = db.connection is not None
+
+    with shared_and_hooked(alias, f"_{method}", take_and_give) as db:
+        if closes:
+            with db.cursor():
+                getattr(db, method)()
+        else:
+            getattr(db, method)()
+        assert found == [True]
+        assert db._lease.keepers == set()
+        assert db.connection is None
+
+
+def test_close_leaves_what_another_thread_takes_meanwhile(
+    alias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R7, S3: there was nothing to close; and nothing goes to the pool uncleaned."""
+    real, cursors = Lease.close, list[Any]()
+
+    def close(lease: Any) -> bool:
+        had_one = real(lease)
+        if not cursors:
+            on_a_thread(lambda: cursors.append(lease.wrapper.cursor()))
+        return bool(had_one)
+
+    with shared(alias) as db:
+        monkeypatch.setattr(Lease, "close", close)
+        db.close()
+        monkeypatch.undo()
+        assert db.connection is not None
+        assert census(alias).in_use == 1
+        cursors[0].execute("SELECT 1")
+        cursors[0].close()
+        assert db.connection is None
+
+
+def test_callbacks_run_though_another_thread_switches_autocommit_meanwhile(
+    alias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A5: they belong to the block that is left."""
+    real, me, called = (
+        BaseDatabaseWrapper.set_autocommit,
+        threading.get_ident(),
+        list[str](),
+    )
+    is_in, may_go_on = threading.Event(), threading.Event()
+    others: list[threading.Thread] = []
+
+    def set_autocommit(db: Any, autocommit: bool, *args: Any) -> None:
+        real(db, autocommit, *args)
+        if threading.get_ident() != me:
+            is_in.set()
+            may_go_on.wait(2)
+        elif autocommit:
+            others.append(threading.Thread(target=lambda: db.set_autocommit(True)))
+            others[0].start()
+            assert is_in.wait(2)
+
+    ending = Lease._end_keeping
+
+    def end_keeping(lease: Any, *args: Any) -> None:
+        ending(lease, *args)
+        if others and threading.get_ident() == me:
+            may_go_on.set()
+            others[0].join()
+
+    with shared(alias) as db, db.cursor():
+        with transaction.atomic(using=alias):
+            query(db)
+            transaction.on_commit(lambda: called.append("it"), using=alias)
+            monkeypatch.setattr(BaseDatabaseWrapper, "set_autocommit", set_autocommit)
+            monkeypatch.setattr(Lease, "_end_keeping", end_keeping)
+        monkeypatch.undo()
+    assert called == ["it"]
+    db.close()
+
+
+def test_a_bases_connect_may_commit(alias: str) -> None:
+    """P1: what it began has ended; ensure_connection() leaves a connection."""
+    stock: Any = type(connections[STOCK_OF[alias]])
+
+    def connect(self: Any) -> None:
+        stock.connect(self)
+        self.cursor().close()
+        self.set_autocommit(False)
+        query(self)
+        self.commit()
+        self.set_autocommit(True)
+
+    base = type("Base", (stock,), {"connect": connect, "__module__": "a_users.base"})
+    with installed(alias, make_release_backend(base)) as db:
+        db.ensure_connection()
+        assert db.connection is not None
+        db.close()
+        query(db)
+        assert db.connection is None
 
 
 # ##### Small things #####
