@@ -483,9 +483,11 @@ def test_a_base_may_wait_for_a_thread_that_shares_its_wrapper(
             writing = threading.Thread(target=lambda: query(self), daemon=True)
             writing.start()
             writing.join()
-        return getattr(stock, method)(self)
+        return getattr(super(base, self), method)()
 
-    base = type("Base", (stock,), {method: method_of_base, "__module__": "a_users.base"})
+    base: Any = type(
+        "Base", (stock,), {method: method_of_base, "__module__": "a_users.base"}
+    )
     options = {} if is_pooled else {"OPTIONS": {"pool": False}}
     with installed(alias, make_release_backend(base), **options) as db:
         db.inc_thread_sharing()
@@ -567,9 +569,11 @@ def shared_and_hooked(
 
     def method_of_base(self: Any, *args: Any) -> Any:
         hook(self)
-        return getattr(stock, method)(self, *args)
+        return getattr(super(base, self), method)(*args)
 
-    base = type("Base", (stock,), {method: method_of_base, "__module__": "a_users.base"})
+    base: Any = type(
+        "Base", (stock,), {method: method_of_base, "__module__": "a_users.base"}
+    )
     with installed(alias, make_release_backend(base)) as db:
         query(db)
         db.inc_thread_sharing()
@@ -673,14 +677,13 @@ def test_a_bases_connect_may_commit(alias: str) -> None:
     stock: Any = type(connections[STOCK_OF[alias]])
 
     def connect(self: Any) -> None:
-        stock.connect(self)
-        self.cursor().close()
+        super(base, self).connect()
         self.set_autocommit(False)
         query(self)
         self.commit()
         self.set_autocommit(True)
 
-    base = type("Base", (stock,), {"connect": connect, "__module__": "a_users.base"})
+    base: Any = type("Base", (stock,), {"connect": connect, "__module__": "a_users.base"})
     with installed(alias, make_release_backend(base)) as db:
         db.ensure_connection()
         assert db.connection is not None
