@@ -18,7 +18,15 @@ import pytest
 from django.db import OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from faults import extra_alias
-from helpers import DEADLINE, backend_pid, census, installed, run_in_thread, wait_until
+from helpers import (
+    DEADLINE,
+    backend_pid,
+    census,
+    forget_pool,
+    installed,
+    run_in_thread,
+    wait_until,
+)
 from interrupting import EVERY
 from moments import breaks
 from psycopg.types.string import TextLoader
@@ -489,6 +497,9 @@ def test_a_base_may_wait_for_a_thread_that_shares_its_wrapper(
         "Base", (stock,), {method: method_of_base, "__module__": "a_users.base"}
     )
     options = {} if is_pooled else {"OPTIONS": {"pool": False}}
+    forget_pool(
+        alias
+    )  # of which a connection may be broken, as nobody looks without a pool
     with installed(alias, make_release_backend(base), **options) as db:
         db.inc_thread_sharing()
 
