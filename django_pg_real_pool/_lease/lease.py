@@ -125,9 +125,6 @@ class Lease:
         self.visit: telling.Visit | None = None
         #: The pins that are not the user's.
         self.own_pins: set[Hashable] = set()
-        #: The user's that were entered and not left yet.  close() ends their holds, but the
-        #: user, who relies on them, may still do what nobody sees.
-        self.open_pins: set[Hashable] = set()
         registry.add_lease(self)
 
     def __repr__(self) -> str:
@@ -453,8 +450,6 @@ class Lease:
                         setup.bring_up_to_date(self)
             if self.options.warn_held_after is not None and self.record is None:
                 self.holds.watch()
-            if self.open_pins and self.options.session_state is not SessionPolicy.IGNORE:
-                self.owe(CLEANING)
             self.phase = HELD
         except BaseException:
             self.drop()
@@ -625,10 +620,8 @@ class Lease:
         if is_own:
             self.own_pins.add(token)
             self._look_at_driver_side()
-        else:
-            self.open_pins.add(token)
-            if self.options.session_state is not SessionPolicy.IGNORE:
-                self.owe(CLEANING)
+        elif self.options.session_state is not SessionPolicy.IGNORE:
+            self.owe(CLEANING)
         self.holds.happened(Event.PIN_ENTERED, token)
 
     @locked
@@ -645,7 +638,6 @@ class Lease:
                 driver.forget_others(self.physical)
         finally:
             self.own_pins.discard(token)
-            self.open_pins.discard(token)
             self.holds.happened(Event.PIN_LEFT, token)
             self._settle()
 
