@@ -30,9 +30,8 @@ def reap(lease: Any) -> None:
 
 
 def _give_up_if_left(lease: Any) -> None:
-    if (
-        not lease.wrapper.allow_thread_sharing
-    ):  # by now: else another thread goes on with it
+    # Asked again, within the lock: since then, another thread may go on with it.
+    if not lease.wrapper.allow_thread_sharing:
         _give_up(lease, f"belongs to thread {lease.owner.name!r}, which has ended")
 
 

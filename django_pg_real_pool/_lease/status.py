@@ -105,14 +105,16 @@ def explain_exhaustion(lease: Any, waited: float) -> str:
     """Return what a person needs to know who reads it at three in the morning."""
     pool, status = lease.hooks.pool, status_of(lease.wrapper)
     trouble, reason = pool.trouble(lease), ""
-    if trouble is None and not status.leases and not pool.tells_trouble(lease):
+    is_unknown = trouble is None and not status.leases and not pool.tells_trouble(lease)
+    if is_unknown:
         trouble = _find_trouble(lease.wrapper)
+    if trouble is not None:
+        reason = f"the pool can't connect to the server: {trouble}. "
+    elif is_unknown:
         reason = (
             "perhaps the pool can't connect to the server; if so, the log of psycopg.pool "
             "says why. "
         )
-    if trouble is not None:
-        reason = f"the pool can't connect to the server: {trouble}. "
     return (
         f"couldn't get a connection for database alias {lease.alias!r} in "
         f"{waited:.2f} s: {reason}{_in_words(status)}"

@@ -476,6 +476,26 @@ def stream_and(
     asking.join()
 
 
+@contextmanager
+def shared_and_hooked(
+    alias: str, method: str, hook: Callable[[Any], None], **settings: Any
+) -> Iterator[Any]:
+    """Share a wrapper whose base does something before a method."""
+
+    def method_of_base(self: Any, *args: Any) -> Any:
+        hook(self)
+        return getattr(super(base, self), method)(*args)
+
+    stock: Any = type(connections[STOCK_OF[alias]])
+    base: Any = type(
+        "Base", (stock,), {method: method_of_base, "__module__": "a_users.base"}
+    )
+    with installed(alias, make_release_backend(base), **settings) as db:
+        db.inc_thread_sharing()
+        yield db
+        db.dec_thread_sharing()
+
+
 @pytest.mark.parametrize("is_pooled", [True, False], ids=["pooled", "without a pool"])
 @pytest.mark.parametrize("method", ["commit", "rollback", "close"])
 def test_a_base_may_wait_for_a_thread_that_shares_its_wrapper(
@@ -484,24 +504,17 @@ def test_a_base_may_wait_for_a_thread_that_shares_its_wrapper(
     """D1, D7: until a writer has written all that it has, say, as on stock."""
 
     waits: list[bool] = []
-    stock: Any = type(connections[STOCK_OF[alias]])
 
-    def method_of_base(self: Any) -> Any:
-        if waits and (method != "close" or self.connection is None):
-            writing = threading.Thread(target=lambda: query(self), daemon=True)
+    def wait_for_a_writer(db: Any) -> None:
+        if waits and (method != "close" or db.connection is None):
+            writing = threading.Thread(target=lambda: query(db), daemon=True)
             writing.start()
             writing.join()
-        return getattr(super(base, self), method)()
 
-    base: Any = type(
-        "Base", (stock,), {method: method_of_base, "__module__": "a_users.base"}
-    )
     options = {} if is_pooled else {"OPTIONS": {"pool": False}}
-    forget_pool(
-        alias
-    )  # of which a connection may be broken, as nobody looks without a pool
-    with installed(alias, make_release_backend(base), **options) as db:
-        db.inc_thread_sharing()
+    # A connection in it may be broken, and without a pool of ours nobody looks.
+    forget_pool(alias)
+    with shared_and_hooked(alias, method, wait_for_a_writer, **options) as db:
 
         def use() -> None:
             if method != "close":
@@ -515,7 +528,6 @@ def test_a_base_may_wait_for_a_thread_that_shares_its_wrapper(
             db.close()
 
         in_time(use)
-        db.dec_thread_sharing()
 
 
 # ##### The mode, which one thread notes while another takes a connection #####
@@ -564,34 +576,6 @@ def test_a_mode_is_not_noted_beside_a_connection_that_was_just_taken(
 # ##### A connection that another thread takes while one ends something #####
 
 
-def on_a_thread(do: Callable[[], object]) -> None:
-    """As `run_in_thread()`, but without ending the thread's own connections."""
-    doing = threading.Thread(target=do)
-    doing.start()
-    doing.join(DEADLINE)
-
-
-@contextmanager
-def shared_and_hooked(
-    alias: str, method: str, hook: Callable[[Any], None]
-) -> Iterator[Any]:
-    """Share a wrapper whose base does something before a method."""
-    stock: Any = type(connections[STOCK_OF[alias]])
-
-    def method_of_base(self: Any, *args: Any) -> Any:
-        hook(self)
-        return getattr(super(base, self), method)(*args)
-
-    base: Any = type(
-        "Base", (stock,), {method: method_of_base, "__module__": "a_users.base"}
-    )
-    with installed(alias, make_release_backend(base)) as db:
-        query(db)
-        db.inc_thread_sharing()
-        yield db
-        db.dec_thread_sharing()
-
-
 @pytest.mark.parametrize("closes", [True, False], ids=["after close", "where none was"])
 @pytest.mark.parametrize("method", ["commit", "rollback"])
 def test_what_another_thread_takes_during_commit_is_kept_to_its_end(
@@ -604,11 +588,12 @@ def test_what_another_thread_takes_during_commit_is_kept_to_its_end(
         if not found:
             found.append(False)
             if closes:
-                on_a_thread(db.close)
-            on_a_thread(lambda: query(db))
+                in_time(db.close)
+            in_time(lambda: query(db))
             found[0] = db.connection is not None
 
     with shared_and_hooked(alias, f"_{method}", take_and_give) as db:
+        query(db)
         if closes:
             with db.cursor():
                 getattr(db, method)()
@@ -628,7 +613,7 @@ def test_close_leaves_what_another_thread_takes_meanwhile(
     def close(lease: Any) -> bool:
         had_one = real(lease)
         if not cursors:
-            on_a_thread(lambda: cursors.append(lease.wrapper.cursor()))
+            in_time(lambda: cursors.append(lease.wrapper.cursor()))
         return bool(had_one)
 
     with shared(alias) as db:
