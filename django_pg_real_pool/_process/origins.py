@@ -48,13 +48,17 @@ def _is_passed_over(frame: FrameType) -> bool:
 
 
 def describe_frame(frame: FrameType) -> str:
-    """Return "file:line in function" of the innermost frame of the user's code."""
+    """Return "file:line in function" of the innermost frame of the user's code.
+
+    Another thread's frame may return while it is looked at; then it may have no caller.
+    """
     innermost = frame
     while _is_passed_over(frame):
-        if frame.f_back is None or _serves_coroutine(frame):
+        caller = frame.f_back  # read once
+        if caller is None or _serves_coroutine(frame):
             frame = innermost  # nothing else is on this stack
             break
-        frame = frame.f_back
+        frame = caller
     return _describe(frame)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
+import threading
+from types import FrameType
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from helpers import DEADLINE
 
 from django_pg_real_pool._process import origins
 
@@ -53,3 +57,31 @@ def test_who_serves_a_coroutine_has_not_called_it() -> None:
     assert found == ["<string>:1 in passed_over"]
     passed_over()
     assert found[1].startswith(f"{__file__}:")
+
+
+def test_a_thread_runs_on_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator that has yielded is called by nobody: who times out is told so, still."""
+    ready, told = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        ready.set()
+        told.wait(DEADLINE)
+
+    scope: dict[str, Any] = {"__name__": "django.db", "wait": wait}
+    exec("def passed_over(): yield wait()", scope)  # noqa: S102
+    generator = scope["passed_over"]()
+    thread = threading.Thread(target=next, args=[generator])
+    thread.start()
+    ready.wait(DEADLINE)
+    frame = sys._current_frames()[thread.ident or 0]
+    while frame.f_code.co_name != "passed_over":
+        assert frame.f_back is not None
+        frame = frame.f_back
+
+    def return_meanwhile(frame: FrameType) -> bool:
+        told.set()
+        thread.join(DEADLINE)
+        return False
+
+    monkeypatch.setattr(origins, "_serves_coroutine", return_meanwhile)
+    assert origins.describe_frame(frame).endswith(" in passed_over")
