@@ -11,6 +11,7 @@ from django.db import DEFAULT_DB_ALIAS, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ._backend.wrapper import ConnectionReleaseMixin
+from ._lease.facts import Pin
 from ._lease.status import PoolStatus, status_of
 
 
@@ -22,7 +23,7 @@ class _Entered(threading.local):
     """The pins that a thread has entered through one PinnedConnection."""
 
     def __init__(self) -> None:
-        self.pins: list[tuple[BaseDatabaseWrapper, object]] = []
+        self.pins: list[tuple[BaseDatabaseWrapper, Pin]] = []
 
 
 class PinnedConnection(ContextDecorator):
@@ -34,7 +35,7 @@ class PinnedConnection(ContextDecorator):
 
     def __enter__(self) -> BaseDatabaseWrapper:
         wrapper = connections[self._using]
-        token = object()
+        token = Pin()
         if isinstance(wrapper, ConnectionReleaseMixin):
             wrapper._lease.pin(token)
         else:

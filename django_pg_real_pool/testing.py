@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from threading import Lock
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,6 +24,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from ._api import ConnectionHeldError
 from ._backend.wrapper import ConnectionReleaseMixin
 from ._process import registry
+from ._process.locks import locked
 
 
 @contextmanager
@@ -66,28 +67,31 @@ class _Rotating:
         self._alias = alias
         self._last: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         #: Only one thread at a time may hold one connection and wait for another, and
-        #: nobody may wait for this with a connection that the former waits for.
-        self._taking = Lock()
+        #: nobody may wait for this with a connection that the former waits for.  See `locked`.
+        self._lock, self._holder = RLock(), 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pool, name)
 
     def take(self, session: Any) -> Any:
-        wrapper = session.wrapper
-        if wrapper.alias != self._alias:
+        if session.wrapper.alias != self._alias:
             return self._pool.take(session)
-        with self._taking:
-            connection = self._pool.take(session)
-            if id(self._pool.physical(connection)) == self._last.get(wrapper):
-                # The pool must not take the first for one that was lost.
-                same = wrapper.connection = connection
-                try:
-                    connection = self._pool.take(session)
-                finally:
-                    wrapper.connection = same
-                    self._pool.put(session)
-            self._last[wrapper] = id(self._pool.physical(connection))
-            return connection
+        return self._take_another(session)
+
+    @locked
+    def _take_another(self, session: Any) -> Any:
+        wrapper = session.wrapper
+        connection = self._pool.take(session)
+        if id(self._pool.physical(connection)) == self._last.get(wrapper):
+            # The pool must not take the first for one that was lost.
+            same = wrapper.connection = connection
+            try:
+                connection = self._pool.take(session)
+            finally:
+                wrapper.connection = same
+                self._pool.put(session)
+        self._last[wrapper] = id(self._pool.physical(connection))
+        return connection
 
 
 @contextmanager

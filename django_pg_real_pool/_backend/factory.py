@@ -11,14 +11,11 @@ from weakref import WeakKeyDictionary
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from .._process.locks import locked
 from .lower import LowerLayer
 from .wrapper import ConnectionReleaseMixin
 
 W = TypeVar("W", bound=BaseDatabaseWrapper)
-
-#: The classes made of each base, by their `once_per_connection`.
-_made: WeakKeyDictionary[type[Any], dict[frozenset[str], type[Any]]] = WeakKeyDictionary()
-_making = RLock()  # a class's own __init_subclass__() may make another
 
 #: What Django's abstract wrapper leaves to a backend, and this library builds upon.
 _NEEDED = (
@@ -54,13 +51,29 @@ def make_release_backend(
     # A string is refused as it is, not letter by letter: see `_check_names()`.
     is_string = isinstance(once_per_connection, str)
     once: Any = once_per_connection if is_string else frozenset(once_per_connection)
-    with _making:
-        of_base = _made.setdefault(base_wrapper_cls, {})
+    module = sys._getframe(1).f_globals.get("__name__", __name__)
+    return cast("type[W]", _made.get(base_wrapper_cls, module, once))
+
+
+class _Made:
+    """The classes made of each base, by their `once_per_connection`."""
+
+    def __init__(self) -> None:
+        #: See `locked`.  A class's own __init_subclass__() may make another.
+        self._lock, self._holder = RLock(), 0
+        self._classes: WeakKeyDictionary[type[Any], dict[Any, type[Any]]]
+        self._classes = WeakKeyDictionary()
+
+    @locked
+    def get(self, base: type[Any], module: str, once: Any) -> type[Any]:
+        of_base = self._classes.setdefault(base, {})
         made = of_base.get(once)
         if made is None:
-            module = sys._getframe(1).f_globals.get("__name__", __name__)
-            made = of_base[once] = _make(base_wrapper_cls, module, once)
-    return cast("type[W]", made)
+            made = of_base[once] = _make(base, module, once)
+        return made
+
+
+_made = _Made()
 
 
 def _make(base: type[W], module: str, once: Any) -> type[Any]:

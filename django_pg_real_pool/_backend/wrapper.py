@@ -26,7 +26,7 @@ from django.utils.asyncio import async_unsafe
 from .. import _drivers
 from .._drivers import psycopg3
 from .._lease import setup
-from .._lease.facts import Phase, Use
+from .._lease.facts import Phase, Pin, Use
 from .._lease.lease import CONNECT, Lease
 from .._lease.rule import Hold
 from .._pools import database_of
@@ -162,7 +162,7 @@ class ConnectionReleaseMixin(_Base):
         return setup.outside_transaction(lease, self._is_usable_once_pinned)
 
     def _is_usable_once_pinned(self) -> bool:
-        token = object()
+        token = Pin()
         try:
             self._lease.pin(token, is_own=True)
         except DatabaseError:

@@ -67,6 +67,12 @@ class Transaction(enum.Enum):
     LOST = "lost"
 
 
+class Pin:
+    """One entry into `pin_connection()`, say; it lives no longer than its block."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Debt(enum.IntEnum):
     """What a session owes before anybody else may have its connection."""
 

@@ -26,6 +26,7 @@ from .._drivers import Heard, Statement
 from .._process import collector, greenlets, reaper, registry
 from .._process.locks import T, locked, try_locked, with_undo
 from .._process.origins import find_origin
+from .._process.weak import WeakBag
 from .._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
 from . import giving_back, outside, setup, statements, telling
 from .facts import Debt, Phase, Transaction, Use
@@ -125,6 +126,9 @@ class Lease:
         self.visit: telling.Visit | None = None
         #: The pins that are not the user's.
         self.own_pins: set[Hashable] = set()
+        #: The user's that were entered and not left.  close() ends their holds, but the user
+        #: goes on in the block, and may still do there what nobody sees.
+        self.open_pins: WeakBag[Hashable] = WeakBag()
         registry.add_lease(self)
 
     def __repr__(self) -> str:
@@ -450,6 +454,8 @@ class Lease:
                         setup.bring_up_to_date(self)
             if self.options.warn_held_after is not None and self.record is None:
                 self.holds.watch()
+            if self.open_pins:
+                self._owe_for_hand()
             self.phase = HELD
         except BaseException:
             self.drop()
@@ -599,7 +605,8 @@ class Lease:
 
     @async_unsafe
     def pin(self, token: Hashable, is_own: bool = False) -> None:
-        """Hold the lease until `unpin(token)`; take a connection if need be.
+        """Hold the lease until `unpin(token)`; take a connection if need be.  A token can be
+        referred to weakly.
 
         A user's pin ends with a clean session, because nobody sees what is done through
         the driver.  One that `is_own`, of this library, owes nothing.
@@ -620,9 +627,15 @@ class Lease:
         if is_own:
             self.own_pins.add(token)
             self._look_at_driver_side()
-        elif self.options.session_state is not SessionPolicy.IGNORE:
-            self.owe(CLEANING)
+        else:
+            self.open_pins.add(token)
+            self._owe_for_hand()
         self.holds.happened(Event.PIN_ENTERED, token)
+
+    def _owe_for_hand(self) -> None:
+        """Let the session be cleaned, because nobody sees what the user does by hand."""
+        if self.options.session_state is not SessionPolicy.IGNORE:
+            self.owe(CLEANING)
 
     @locked
     def unpin(self, token: Hashable) -> None:
@@ -638,6 +651,7 @@ class Lease:
                 driver.forget_others(self.physical)
         finally:
             self.own_pins.discard(token)
+            self.open_pins.discard(token)
             self.holds.happened(Event.PIN_LEFT, token)
             self._settle()
 
@@ -649,8 +663,7 @@ class Lease:
         self._settle()
 
     def _note_connect(self) -> None:
-        if self.options.session_state is not SessionPolicy.IGNORE:
-            self.owe(CLEANING)  # as under a pin: it is as deliberate
+        self._owe_for_hand()  # as under a pin: it is as deliberate
         self.holds.happened(Event.CONNECTED)
 
     # ##### Transactions #####

@@ -29,6 +29,12 @@ class WeakBag(Generic[T]):
         found = [each() for each in list(self._refs)]
         return (each for each in found if each is not None)
 
+    def __bool__(self) -> bool:
+        return bool(self._refs)
+
+    def discard(self, thing: T) -> None:
+        self._refs.discard(ref(thing))
+
     def clear(self) -> None:
         self._refs.clear()
 

@@ -38,6 +38,7 @@ from django_pg_real_pool._backend import cursor as of_cursors
 from django_pg_real_pool._backend import lower, wrapper
 from django_pg_real_pool._drivers.psycopg3 import Psycopg
 from django_pg_real_pool._lease import giving_back, lease, setup, statements
+from django_pg_real_pool._lease.facts import Pin
 from django_pg_real_pool._lease.lease import Lease
 from django_pg_real_pool._pools import native, queue, real_pool
 from django_pg_real_pool._process import reaper
@@ -240,7 +241,7 @@ def test_close_waits_for_a_thread_that_is_giving_the_connection_back(
         monkeypatch.setattr(Psycopg, "reset", reset)
 
         def change() -> None:
-            token = object()
+            token = Pin()
             db._lease.pin(token)
             query(db)
             with db.cursor() as cursor:

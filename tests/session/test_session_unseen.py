@@ -720,3 +720,36 @@ def test_a_statement_through_what_stands_for_a_cursor_is_the_requests_own(
         ask(one, "SELECT 1")
         connections[one].close()
     assert changed(before, session(one)) == {}
+
+
+def set_something(db: Any) -> None:
+    with db.cursor():
+        raw(db.alias).execute("SET app.tenant = '1'")
+
+
+def add_a_handler(db: Any) -> None:
+    with db.cursor():
+        raw(db.alias).add_notice_handler(print)
+
+
+@pytest.mark.parametrize("change", [set_something, add_a_handler])
+def test_what_is_done_in_a_pin_after_close_reaches_nobody_else(
+    one: str, change: Callable[[Any], None], observer: Any
+) -> None:
+    """P1, S8: a block that is lost ends with close(), and the user goes on in the pin."""
+    before = session(one)
+    db: Any = connections[one]
+    with pin_connection(one):
+        with suppress(Error), atomic(using=one):
+            observer.execute("SELECT pg_terminate_backend(%s, 5000)", [backend_pid(one)])
+            backend_pid(one)
+        assert db.connection is None
+        change(db)
+    backend_pid(one)
+    assert not raw_now(db)._notice_handlers
+    assert changed(before, session(one)) == {}
+
+
+def raw_now(db: Any) -> Any:
+    with db.cursor():
+        return raw(db.alias)

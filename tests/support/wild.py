@@ -127,10 +127,6 @@ class Seat:
     def in_transaction(self) -> bool:
         return in_transaction(self.stock.wrapper)
 
-    def is_pinned(self) -> bool:
-        """Whether a pin was entered that no close() has ended since."""
-        return bool(self.pins) and "pin" in self.ours.wrapper._lease.holds.describe()
-
     def is_plain(self) -> bool:
         """Whether it is alive, outside any block, and in autocommit."""
         return (

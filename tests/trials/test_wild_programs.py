@@ -797,7 +797,7 @@ class Machine(RuleBasedStateMachine):
     def touch_now(self, seat: Seat, name: str) -> None:
         if not seat.is_plain() or seat.ours.wrapper.connection is None:
             return
-        if name in PINNED and not (seat.is_connected or seat.is_pinned()):
+        if name in PINNED and not (seat.pins or seat.is_connected):
             return  # S5, S8: nobody could see it
         seat.is_touched = True
 
