@@ -87,7 +87,8 @@ def extra_alias(
         {"default": {}, name: given}
     )[name]
     if engine.endswith("own"):
-        connections[name].small_pool.free = threading.BoundedSemaphore(size)  # type: ignore[attr-defined]
+        small: Any = connections[name].small_pool  # type: ignore[attr-defined]
+        small.free, small.timeout = threading.BoundedSemaphore(size), timeout
     try:
         yield name
         wait_until(

@@ -16,6 +16,7 @@ class SmallPool:
 
     def __init__(self) -> None:
         self.free = threading.BoundedSemaphore(SIZE)
+        self.timeout = TIMEOUT
         self.idle: deque[Any] = deque()
         self.in_use: set[Any] = set()
 
@@ -31,7 +32,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         pool = self.small_pool
-        if not pool.free.acquire(timeout=TIMEOUT):
+        if not pool.free.acquire(timeout=pool.timeout):
             raise OperationalError("no connection is free")
         try:
             connection = None
