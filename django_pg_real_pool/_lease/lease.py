@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import warnings
 from _thread import get_ident
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from functools import cache, partial
 from time import monotonic
 from typing import Any
@@ -19,16 +18,24 @@ from weakref import ref
 
 from django.db import OperationalError
 from django.db.backends.utils import debug_transaction
-from django.utils.asyncio import async_unsafe
 
 from .. import observers
 from .._drivers import Heard, Statement
-from .._process import collector, greenlets, reaper, registry
-from .._process.locks import T, locked, try_locked, with_undo
-from .._process.origins import find_origin
+from .._process import greenlets, reaper, registry
+from .._process.locks import locked, try_locked
 from .._process.weak import WeakBag
-from .._settings import ReleaseOptions, SessionPolicy, warns_of_unclosed_cursors
-from . import giving_back, outside, setup, statements, telling
+from .._settings import ReleaseOptions, warns_of_unclosed_cursors
+from . import (
+    cursors,
+    giving_back,
+    keeping,
+    outside,
+    pins,
+    setup,
+    statements,
+    telling,
+    transactions,
+)
 from .facts import Debt, Phase, Transaction, Use
 from .rule import Event, Finder, Hold, Holds
 from .status import explain_exhaustion
@@ -47,8 +54,8 @@ CLEANING = Debt.CLEANING
 class Lease:
     """The connection of one wrapper, with its holds and all that is known of it.
 
-    Unlike the wrapper it is not Django's; unlike `Holds` it acts.  Only its own methods,
-    and those of `setup` and `giving_back`, write its attributes.
+    Unlike the wrapper it is not Django's; unlike `Holds` it acts.  Methods that belong
+    together have a file of their own beside this one.  Only they write its attributes.
     """
 
     def __init__(self, wrapper: Any) -> None:
@@ -311,7 +318,7 @@ class Lease:
         wrapper = self.wrapper
         try:
             if self.transaction is not NONE:
-                self.refuse_if_lost()
+                transactions.refuse_if_lost(self)
             if self.hooks.has_replaced_connect(wrapper):
                 self._take_through_django()
                 return
@@ -327,16 +334,6 @@ class Lease:
                 wrapper.rollback_exc = error
             raise
 
-    def refuse_if_lost(self) -> None:
-        """Raise OperationalError if a transaction has begun whose connection is gone."""
-        if self.transaction is not NONE and self.wrapper.connection is None:
-            self.transaction = LOST
-            raise OperationalError(
-                f"the connection of database alias {self.alias!r} is lost, and the "
-                "transaction with it: no statement can be sent until the block ends, or "
-                "rollback() or close() is called"
-            )
-
     def _take_through_django(self) -> None:
         """Take by way of ensure_connection(), because somebody replaced something.
 
@@ -347,7 +344,7 @@ class Lease:
             if self.phase is Phase.RETURNED:
                 giving_back.forget(self)  # what was interrupted, the last time
             self.phase = Phase.ASKED
-            self._keeping(self._ensure_connection)
+            keeping.keep_while(self, self._ensure_connection)
         except BaseException:
             self.drop()
             raise
@@ -357,70 +354,7 @@ class Lease:
         if self.wrapper.connection is None:  # whoever replaced it did not connect
             raise OperationalError("ensure_connection() has returned without a connection")
 
-    def _secure(self, take: Callable[[], None]) -> None:
-        """Take a connection if there is none, and add one to `kept`.
-
-        The caller brings that back, also when this raises.
-        """
-        kept = self.kept
-        while True:
-            if not self.has_connection():
-                if self.use is not POOLED:
-                    self.begin()  # a thread that shares the wrapper has closed it
-                take()
-            self.kept = kept + 1
-            if self.has_connection():
-                return
-            self.kept = kept  # a signal handler's query has ended what was taken
-
-    def _once_secure(self, take: Callable[[], None], do: Callable[[], None]) -> None:
-        """Take a connection if there is none, and keep it until `do` has returned."""
-        kept = self.kept
-
-        def secure_and_do() -> None:
-            self._secure(take)
-            do()
-
-        with_undo(secure_and_do, partial(setattr, self, "kept", kept))
-
-    def _keeping(self, do: Callable[[], T]) -> T:
-        """Return what `do` returns; until then the connection is kept."""
-        kept = self.kept
-
-        def keep_and_do() -> T:
-            self.kept = kept + 1
-            return do()
-
-        return with_undo(keep_and_do, partial(setattr, self, "kept", kept))
-
-    def with_connection(
-        self, do: Callable[[], T], otherwise: Callable[[], None] = lambda: None
-    ) -> T | None:
-        """Return what `do` returns; until then nobody but close() gives the connection back.
-
-        Not the reaper, nor a thread that shares the wrapper, nor a finaliser.  Where there
-        is no connection, `otherwise` is done, within the lock, and None is returned.
-        """
-        keeper = object()
-
-        def keep_and_do() -> T | None:
-            return do() if self._keep(keeper, otherwise) else None
-
-        return with_undo(keep_and_do, partial(self._end_keeping, keeper))
-
-    @locked
-    def _keep(self, keeper: object, otherwise: Callable[[], None]) -> bool:
-        self.keepers.add(keeper)  # first: a finaliser may end the lease before that
-        if self.has_connection():
-            return True
-        self.keepers.discard(keeper)
-        otherwise()
-        return False
-
-    @locked
-    def _end_keeping(self, keeper: object, is_over: bool = False) -> None:
-        self.keepers.discard(keeper)
-        self._settle(is_over)
+    with_connection = keeping.with_connection
 
     def open(self) -> None:
         """Get a connection and make it ready.  When it raises, there is none."""
@@ -434,7 +368,7 @@ class Lease:
                 connect = partial(setup.noting, self, [], wrapper._connect_as_base)
                 setup.outside_transaction(self, connect)
                 self.physical = self.hooks.pool.physical(wrapper.connection)
-                self.end_transaction_of_set_up()
+                transactions.end_transaction_of_set_up(self)
                 setup.bring_up_to_date(self)
             else:
                 self.get()
@@ -455,7 +389,7 @@ class Lease:
             if self.options.warn_held_after is not None and self.record is None:
                 self.holds.watch()
             if self.open_pins:
-                self._owe_for_hand()
+                pins.owe_for_hand(self)
             self.phase = HELD
         except BaseException:
             self.drop()
@@ -493,90 +427,12 @@ class Lease:
 
     # ##### Cursors #####
 
-    def cursor_opened(self, raw: Any) -> None:
-        """Hold the lease for a driver's cursor, until it is closed."""
-        find: Finder
-        try:
-            find = ref(raw)
-        except TypeError:
-            find = partial(_same, raw)  # can't be found dropped: held until close()
-        self.holds.happened(CURSOR_OPENED, id(raw), find)
-        if self.records_origins:
-            self.holds.origins[id(raw)] = find_origin()
+    open_cursor = cursors.open_cursor
+    base_cursor = cursors.base_cursor
+    cursor_opened = cursors.cursor_opened
+    cursor_closed = cursors.cursor_closed
 
-    def cursor_closed(self, raw: Any) -> None:
-        """End a cursor's hold.  A cursor of an earlier lease changes nothing."""
-        if collector.here.is_at_work or (
-            get_ident() != self.wrapper._thread_ident
-            and not self.wrapper.allow_thread_sharing
-        ):
-            # Leave it to this wrapper's next entry, or to the reaper.
-            who = id(raw)
-            find = self.holds.now.get(CURSOR, {}).get(who)
-            self.closed_elsewhere.append((who, find))
-            return
-        self._cursor_closed(raw)
-
-    @locked
-    def _cursor_closed(self, raw: Any) -> None:
-        who = id(raw)
-        if self.portals and self.portals.pop(who, None) is not None:
-            self._detach(raw)  # closed as it is, execute() would send CLOSE
-            self._note_portal_left()
-        self.holds.happened(CURSOR_CLOSED, who)
-        self._settle(raw=raw)
-
-    def _note_portal_left(self) -> None:
-        """A portal can't be closed in a failed transaction, and may outlive its rollback."""
-        if self.physical is not None and self.hooks.driver.has_failed(self.physical):
-            self.owe(CLEANING)
-
-    @locked
-    def open_cursor(self, name: str | None) -> Any:
-        """Make a Django cursor that holds the lease, which begins with it if need be."""
-        wrapper, kept = self.wrapper, self.kept
-        had_connection = self.has_connection()
-        try:
-            self._secure(self.take)
-            if had_connection:
-                self.reclaim_cursors()
-                if self.physical is not None:
-                    self._look_at_transaction()
-                if self.hooks.health_check or not wrapper.health_check_done:
-                    wrapper.close_if_health_check_failed()
-                    if wrapper.connection is None:
-                        self.begin()
-                        self.take()
-            try:
-                cursor = wrapper._make_cursor(name)
-            except Exception:
-                with wrapper.wrap_database_errors:
-                    raise
-            self.kept = kept
-        except BaseException:
-            self.kept = kept
-            self._settle()
-            raise
-        if name is not None:
-            self.portals[id(cursor.cursor)] = name
-        return cursor
-
-    @locked
-    def base_cursor(self, make: Callable[[], Any]) -> Any:
-        """Make a cursor by a base's own `_cursor()`, which may run statements, and raise."""
-        if not self.begin():
-            return make()
-        before, has_made = set(self.holds.now.get(CURSOR, ())), False
-        try:
-            cursor = self._keeping(partial(setup.make_base_cursor, self, make))
-            has_made = True
-        finally:
-            if not has_made:
-                for who in set(self.holds.now.get(CURSOR, ())) - before:
-                    self.holds.happened(CURSOR_CLOSED, who)
-            if CURSOR not in self.holds.now:
-                self._settle()
-        return cursor
+    # ##### What the session owes #####
 
     @property
     def is_pinned(self) -> bool:
@@ -603,209 +459,19 @@ class Lease:
 
     # ##### Pins and explicit connects #####
 
-    @async_unsafe
-    def pin(self, token: Hashable, is_own: bool = False) -> None:
-        """Hold the lease until `unpin(token)`; take a connection if need be.  A token can be
-        referred to weakly.
-
-        A user's pin ends with a clean session, because nobody sees what is done through
-        the driver.  One that `is_own`, of this library, owes nothing.
-        """
-        self.wrapper.validate_thread_sharing()
-        if not self.begin():
-            self.wrapper.ensure_connection()  # without a pool it is kept anyway
-            return
-        self._pin(token, is_own)
-
-    @locked
-    def _pin(self, token: Hashable, is_own: bool) -> None:
-        self._once_secure(self.take, partial(self._note_pin, token, is_own))
-        if self.options.track_origins:
-            self.holds.origins[token] = find_origin()
-
-    def _note_pin(self, token: Hashable, is_own: bool) -> None:
-        if is_own:
-            self.own_pins.add(token)
-            self._look_at_driver_side()
-        else:
-            self.open_pins.add(token)
-            self._owe_for_hand()
-        self.holds.happened(Event.PIN_ENTERED, token)
-
-    def _owe_for_hand(self) -> None:
-        """Let the session be cleaned, because nobody sees what the user does by hand."""
-        if self.options.session_state is not SessionPolicy.IGNORE:
-            self.owe(CLEANING)
-
-    @locked
-    def unpin(self, token: Hashable) -> None:
-        driver = self.hooks.driver
-        try:
-            if (
-                token in self.own_pins
-                and self.physical is not None
-                and driver.has_new_types(self.physical)
-            ):
-                # Registered with one connection, after an extension was made, say.
-                driver.snapshot(self.physical)
-                driver.forget_others(self.physical)
-        finally:
-            self.own_pins.discard(token)
-            self.open_pins.discard(token)
-            self.holds.happened(Event.PIN_LEFT, token)
-            self._settle()
-
-    @locked
-    def connected(self, is_kept: bool) -> None:
-        """Begin the lease that user code has asked for by `connect()`."""
-        self.refuse_if_lost()
-        self._once_secure(self.open, self._note_connect if is_kept else lambda: None)
-        self._settle()
-
-    def _note_connect(self) -> None:
-        self._owe_for_hand()  # as under a pin: it is as deliberate
-        self.holds.happened(Event.CONNECTED)
+    pin = pins.pin
+    unpin = pins.unpin
+    connected = pins.connected
 
     # ##### Transactions #####
 
-    def _transaction_began(self) -> None:
-        self.holds.happened(Event.TRANSACTION_BEGAN)
-        self.transaction = BEGUN
-        if self.options.track_origins:
-            self.holds.origins[None] = find_origin()
+    look_at_transaction = transactions.look_at_transaction
+    end_transaction = transactions.end_transaction
+    forget_transaction = transactions.forget_transaction
+    refuse_if_lost = transactions.refuse_if_lost
+    cut_if_stuck = transactions.cut_if_stuck
 
-    def _transaction_ended(self) -> None:
-        self.transaction = NONE
-        self.holds.happened(Event.TRANSACTION_ENDED)
-
-    @locked
-    def look_at_transaction(self) -> None:
-        """Note a transaction that no cursor has noted yet."""
-        self._look_at_transaction()
-
-    def _look_at_transaction(self, raw: Any = None) -> None:
-        in_transaction = self._is_in_transaction()
-        if in_transaction:
-            if TRANSACTION not in self.holds.now:
-                self._transaction_began()
-        elif in_transaction is False and (
-            self.transaction is BEGUN or TRANSACTION in self.holds.now
-        ):
-            if not self.hooks.driver.is_busy(self.physical):  # whose answer is yet to come
-                self._transaction_ended()
-        elif in_transaction is None and self.hooks.driver.may_have_begun(raw):
-            self._transaction_began()
-        # None: the connection is broken, which does not end what began on it.
-
-    def _is_in_transaction(self) -> bool | None:
-        """Ask the driver; None: the connection is broken, or went away behind our back."""
-        connection, physical = self.wrapper.connection, self.physical
-        if physical is not connection and (
-            physical is None or self.hooks.pool.physical(connection) is not physical
-        ):
-            return None
-        in_transaction = self.hooks.driver.transaction(physical, self.wrapper.autocommit)
-        return in_transaction  # type: ignore[no-any-return]
-
-    def cut_if_stuck(self) -> None:
-        """Close a connection that an interruption has left locked, and unlock it.
-
-        Whoever uses it would wait for ever, even where it is closed.  Where threads share
-        it, another may be using it now.
-        """
-        physical = self.physical
-        if (
-            physical is not None
-            and not self.wrapper.allow_thread_sharing
-            and self.hooks.driver.is_stuck(physical)
-        ):
-            self.hooks.driver.cut(physical)
-
-    def end_transaction(self, commit_or_roll_back: Callable[[], None]) -> None:
-        """End the transaction by Django's `commit()` or `rollback()`, and settle.
-
-        That comes before Django switches autocommit on, and so before the callbacks of
-        on_commit() run.
-        """
-        keeper, physical, has_returned = object(), None, False
-
-        def keep_and_do() -> None:
-            nonlocal physical, has_returned
-            # Also where there is no connection: a thread that shares the wrapper may take one.
-            self.keepers.add(keeper)
-            physical = self._get_physical()
-            commit_or_roll_back()
-            has_returned = True
-
-        with_undo(keep_and_do, lambda: self._note_end(keeper, physical, has_returned))
-
-    @locked
-    def _get_physical(self) -> Any:
-        return self.physical  # not while somebody gives it back
-
-    @locked
-    def _note_end(self, keeper: object, physical: Any, was_told: bool) -> None:
-        is_over = False
-        try:
-            if self.physical is physical:  # else a thread that shares the wrapper closed it
-                is_over = self._look_at_end(was_told)
-        finally:
-            self._end_keeping(keeper, is_over)
-
-    def _look_at_end(self, was_told: bool) -> bool:
-        """Return whether the transaction is over, as far as the driver can't see it.
-
-        `was_told`: commit() or rollback() has returned.  If it has raised and the connection
-        is broken, the transaction has ended, too.
-        """
-        if self.wrapper.connection is None:
-            return False
-        if not was_told:
-            self.cut_if_stuck()
-            self._end_if_cut_short()
-        in_transaction = self._is_in_transaction()
-        self.is_end_missing = bool(in_transaction) and not was_told
-        if in_transaction is not None and not (was_told and self.hooks.driver.guesses):
-            return False
-        if not was_told:
-            self._forget_callbacks()
-        self._transaction_ended()
-        return True
-
-    def _end_if_cut_short(self) -> None:
-        """Close a connection whose COMMIT or ROLLBACK was left before the answer came.
-
-        Django switches autocommit on next, which would raise an error of its own, in the
-        place of the time limit, say, that has cut it short.
-        """
-        physical, driver = self.physical, self.hooks.driver
-        is_mine = physical is not None and not self.wrapper.allow_thread_sharing
-        if is_mine and driver.mark_used(physical) is None:
-            driver.end(physical)
-
-    def end_transaction_of_set_up(self) -> None:
-        """Note that what receivers or a base began, while a connection is taken, has ended.
-
-        They may have left one open: then it goes on.
-        """
-        if (
-            self.phase is TAKING
-            and self.wrapper.connection is not None
-            and (self.transaction is not NONE or TRANSACTION in self.holds.now)
-            and not self._is_in_transaction()
-        ):
-            self._transaction_ended()
-
-    def forget_transaction(self) -> None:
-        """Note the end of a transaction whose connection is gone."""
-        if self.transaction is not NONE and self.wrapper.connection is None:
-            self._forget_callbacks()
-            self._transaction_ended()
-
-    def _forget_callbacks(self) -> None:
-        """Let no callback run of a transaction that is lost."""
-        self.wrapper.run_on_commit = []
-        self.wrapper.run_commit_hooks_on_set_autocommit_on = False
+    # None: the connection is broken, which does not end what began on it.
 
     # ##### Settling #####
 
@@ -832,7 +498,7 @@ class Lease:
             if wrapper.connection is not None and (
                 self.closed_elsewhere or CURSOR in holds
             ):
-                lost = self._reclaim_cursors()
+                lost = cursors.reclaim(self)
             if (
                 wrapper.connection is not None
                 and not is_over
@@ -844,7 +510,7 @@ class Lease:
                     is not False
                 )
             ):
-                self._look_at_transaction(raw)
+                transactions.look(self, raw)
             self.kept = 0
         except BaseException:
             self.kept = 0
@@ -852,65 +518,14 @@ class Lease:
         if not holds and self.phase is HELD and wrapper.connection is not None:
             giving_back.end(self)
         if lost:
-            self._warn_of(lost)
-
-    def reclaim_cursors(self) -> None:
-        if self.closed_elsewhere or CURSOR in self.holds.now:
-            self._warn_of(self._reclaim_cursors())
-
-    def _reclaim_cursors(self, politely: bool = True) -> list[str]:
-        """End the holds of cursors that were dropped, or closed where it was unsafe.
-
-        Return a message for each that was dropped, for `_warn_of()`.  That comes last,
-        because a warning may be an error.
-        """
-        holds, lost = self.holds, []
-        while self.closed_elsewhere:
-            who, find = self.closed_elsewhere.pop()
-            if find is not None and holds.now.get(CURSOR, {}).get(who) is find:
-                if self.portals.pop(who, None) is not None:
-                    self._note_portal_left()
-                holds.happened(CURSOR_CLOSED, who)
-        for event, who in holds.lost():
-            origin = holds.origins.get(who)
-            holds.happened(event, who)
-            message = (
-                f"a cursor on database alias {self.alias!r} was dropped without close(), "
-                "which kept its connection until now"
-                + (f"; it was opened at {origin}" if origin else "")
-            )
-            portal = self.portals.pop(who, None)
-            if portal is not None and politely:
-                self._close_portal(portal)
-            elif portal is not None:
-                self.owe(CLEANING)
-            lost.append(message)
-        return lost
-
-    def _warn_of(self, lost: list[str]) -> None:
-        for message in lost:
-            if warns_of_unclosed_cursors():
-                logger.warning("%s", message)
-        for message in lost:
-            warnings.warn(message, ResourceWarning, stacklevel=5)
+            cursors.warn_of(lost)
 
     # ##### Ending, whoever holds it #####
 
     @locked
     def drop(self, as_stock: bool = False) -> None:
-        """End the lease, whoever holds it; `as_stock` with all that stock's close() does.
-
-        A cursor that is still open is cut off first: its connection may soon be another
-        thread's.
-        """
-        for find in list(self.holds.now.get(CURSOR, {}).values()):
-            raw = find() if find is not None else None
-            if raw is not None:
-                self._detach(raw)
-        self.closed_elsewhere.clear()
-        for name in list(self.portals.values()):
-            self._close_portal(name)
-        self.portals.clear()
+        """End the lease, whoever holds it; `as_stock` with all that stock's close() does."""
+        cursors.cut_off(self)
         self.holds.happened(Event.CLOSED)
         if as_stock or self.wrapper.connection is not None:
             giving_back.end(self, as_stock=as_stock)
@@ -929,29 +544,11 @@ class Lease:
             self.drop()  # its end was interrupted
         return False
 
-    def _detach(self, raw: Any) -> None:
-        try:
-            self.hooks.driver.detach(raw)
-        except Exception:
-            logger.debug("could not detach an open cursor", exc_info=True)
-
-    def _close_portal(self, name: str) -> None:
-        try:
-            self.hooks.driver.close_portal(self.wrapper.connection, name)
-        except Exception:
-            # It is gone already: rolled back, or the connection is broken.
-            logger.debug("could not close the server-side cursor %s", name, exc_info=True)
-        self._note_portal_left()
-
     # ##### From outside: the reaper, and a forked child #####
 
     reap = outside.reap
     give_up = outside.give_up
     forget_parent = outside.forget_parent
-
-
-def _same(thing: Any) -> Any:
-    return thing
 
 
 def _is_nested() -> bool:

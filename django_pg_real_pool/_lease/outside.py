@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 from .._process.locks import try_locked
-from . import setup
+from . import cursors, setup
 from .facts import Debt, Phase, Transaction, Use
 from .rule import Hold
 
@@ -56,13 +56,13 @@ def _settle_if_stuck(lease: Any) -> None:
         _break(lease)
         lease._forget_interrupted()
         return
-    lost = lease._reclaim_cursors(politely=False)
+    lost = cursors.reclaim(lease, politely=False)
     is_simple = not lease.debt and lease.wrapper.autocommit and not lease.hooks.close
     if not lease.holds.now and not is_simple:
         _break(lease)
     lease.kept = 0  # an interruption at its end has left it
     lease._settle()
-    lease._warn_of(lost)
+    cursors.warn_of(lost)
 
 
 def _break(lease: Any) -> None:

@@ -16,7 +16,7 @@ from django.db.backends.signals import connection_created
 from .._drivers import PERHAPS, RENEW, TOUCHED, Heard, Statement, text_of
 from .._process.locks import T, with_undo
 from .._session import only_writes_rows
-from . import giving_back
+from . import giving_back, transactions
 from .facts import TRANSACTION_STATE, Debt, Phase
 
 logger = logging.getLogger("django_pg_real_pool")
@@ -52,7 +52,7 @@ def set_up(lease: Any) -> None:
                 driver.forget_set_up(physical)
                 lease.owe(Debt.CLEANING)
                 raise
-            lease.end_transaction_of_set_up()
+            transactions.end_transaction_of_set_up(lease)
 
 
 def _replace_if_gone(lease: Any) -> None:

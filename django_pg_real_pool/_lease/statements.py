@@ -14,6 +14,7 @@ from .._drivers import statement
 from .._process.locks import locked
 from .._session import BEYOND_RESET
 from .._settings import SessionPolicy
+from . import transactions
 from .facts import Debt, Phase, Use
 from .rule import Event, Hold
 
@@ -40,8 +41,8 @@ def before_statement(lease: Any, raw: Any) -> None:
     if raw is not None and id(raw) not in lease.holds.now.get(CURSOR, ()):
         return  # of an earlier lease: it will refuse by itself
     autocommit = lease.wrapper.autocommit
-    if not autocommit or lease._is_in_transaction():
-        lease._transaction_began()
+    if not autocommit or transactions.is_in_transaction(lease):
+        transactions.began(lease)
 
 
 @locked

@@ -37,7 +37,16 @@ from django_pg_real_pool import make_release_backend, pin_connection
 from django_pg_real_pool._backend import cursor as of_cursors
 from django_pg_real_pool._backend import lower, wrapper
 from django_pg_real_pool._drivers.psycopg3 import Psycopg
-from django_pg_real_pool._lease import giving_back, lease, setup, statements
+from django_pg_real_pool._lease import (
+    cursors,
+    giving_back,
+    keeping,
+    lease,
+    pins,
+    setup,
+    statements,
+    transactions,
+)
 from django_pg_real_pool._lease.facts import Pin
 from django_pg_real_pool._lease.lease import Lease
 from django_pg_real_pool._pools import native, queue, real_pool
@@ -45,6 +54,7 @@ from django_pg_real_pool._process import reaper
 
 MODULES = (
     *(lower, wrapper, of_cursors, giving_back, lease, setup, statements),
+    *(cursors, keeping, pins, transactions),
     *(native, queue, real_pool),
 )
 
@@ -650,7 +660,7 @@ def test_callbacks_run_though_another_thread_switches_autocommit_meanwhile(
             others[0].start()
             assert is_in.wait(2)
 
-    ending = Lease._end_keeping
+    ending = keeping.end_keeping
 
     def end_keeping(lease: Any, *args: Any) -> None:
         ending(lease, *args)
@@ -663,7 +673,7 @@ def test_callbacks_run_though_another_thread_switches_autocommit_meanwhile(
             query(db)
             transaction.on_commit(lambda: called.append("it"), using=alias)
             monkeypatch.setattr(BaseDatabaseWrapper, "set_autocommit", set_autocommit)
-            monkeypatch.setattr(Lease, "_end_keeping", end_keeping)
+            monkeypatch.setattr(keeping, "end_keeping", end_keeping)
         monkeypatch.undo()
     assert called == ["it"]
     db.close()

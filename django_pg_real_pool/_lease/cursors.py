@@ -1,0 +1,192 @@
+"""What cursors do to a lease, those among them that nobody can close any more."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from _thread import get_ident
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from weakref import ref
+
+from .._process import collector
+from .._process.locks import locked
+from .._process.origins import find_origin
+from .._settings import warns_of_unclosed_cursors
+from . import keeping, setup, transactions
+from .facts import Debt
+from .rule import Event, Finder, Hold
+
+logger = logging.getLogger("django_pg_real_pool")
+
+# What each query needs: before Python 3.12, to look a member up in its enum is slow.
+CURSOR = Hold.CURSOR
+CURSOR_OPENED, CURSOR_CLOSED = Event.CURSOR_OPENED, Event.CURSOR_CLOSED
+CLEANING = Debt.CLEANING
+
+
+def cursor_opened(lease: Any, raw: Any) -> None:
+    """Hold the lease for a driver's cursor, until it is closed."""
+    find: Finder
+    try:
+        find = ref(raw)
+    except TypeError:
+        find = partial(_same, raw)  # can't be found dropped: held until close()
+    lease.holds.happened(CURSOR_OPENED, id(raw), find)
+    if lease.records_origins:
+        lease.holds.origins[id(raw)] = find_origin()
+
+
+def cursor_closed(lease: Any, raw: Any) -> None:
+    """End a cursor's hold.  A cursor of an earlier lease changes nothing."""
+    if collector.here.is_at_work or (
+        get_ident() != lease.wrapper._thread_ident
+        and not lease.wrapper.allow_thread_sharing
+    ):
+        # Leave it to this wrapper's next entry, or to the reaper.
+        who = id(raw)
+        find = lease.holds.now.get(CURSOR, {}).get(who)
+        lease.closed_elsewhere.append((who, find))
+        return
+    _cursor_closed(lease, raw)
+
+
+@locked
+def _cursor_closed(lease: Any, raw: Any) -> None:
+    who = id(raw)
+    if lease.portals and lease.portals.pop(who, None) is not None:
+        _detach(lease, raw)  # closed as it is, execute() would send CLOSE
+        _note_portal_left(lease)
+    lease.holds.happened(CURSOR_CLOSED, who)
+    lease._settle(raw=raw)
+
+
+def _note_portal_left(lease: Any) -> None:
+    """A portal can't be closed in a failed transaction, and may outlive its rollback."""
+    if lease.physical is not None and lease.hooks.driver.has_failed(lease.physical):
+        lease.owe(CLEANING)
+
+
+@locked
+def open_cursor(lease: Any, name: str | None) -> Any:
+    """Make a Django cursor that holds the lease, which begins with it if need be."""
+    wrapper, kept = lease.wrapper, lease.kept
+    had_connection = lease.has_connection()
+    try:
+        keeping.secure(lease, lease.take)
+        if had_connection:
+            reclaim_and_warn(lease)
+            if lease.physical is not None:
+                transactions.look(lease)
+            if lease.hooks.health_check or not wrapper.health_check_done:
+                wrapper.close_if_health_check_failed()
+                if wrapper.connection is None:
+                    lease.begin()
+                    lease.take()
+        try:
+            cursor = wrapper._make_cursor(name)
+        except Exception:
+            with wrapper.wrap_database_errors:
+                raise
+        lease.kept = kept
+    except BaseException:
+        lease.kept = kept
+        lease._settle()
+        raise
+    if name is not None:
+        lease.portals[id(cursor.cursor)] = name
+    return cursor
+
+
+@locked
+def base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
+    """Make a cursor by a base's own `_cursor()`, which may run statements, and raise."""
+    if not lease.begin():
+        return make()
+    before, has_made = set(lease.holds.now.get(CURSOR, ())), False
+    try:
+        cursor = keeping.keep_while(lease, partial(setup.make_base_cursor, lease, make))
+        has_made = True
+    finally:
+        if not has_made:
+            for who in set(lease.holds.now.get(CURSOR, ())) - before:
+                lease.holds.happened(CURSOR_CLOSED, who)
+        if CURSOR not in lease.holds.now:
+            lease._settle()
+    return cursor
+
+
+def reclaim_and_warn(lease: Any) -> None:
+    if lease.closed_elsewhere or CURSOR in lease.holds.now:
+        warn_of(reclaim(lease))
+
+
+def reclaim(lease: Any, politely: bool = True) -> list[str]:
+    """End the holds of cursors that were dropped, or closed where it was unsafe.
+
+    Return a message for each that was dropped, for `warn_of()`.  That comes last,
+    because a warning may be an error.
+    """
+    holds, lost = lease.holds, []
+    while lease.closed_elsewhere:
+        who, find = lease.closed_elsewhere.pop()
+        if find is not None and holds.now.get(CURSOR, {}).get(who) is find:
+            if lease.portals.pop(who, None) is not None:
+                _note_portal_left(lease)
+            holds.happened(CURSOR_CLOSED, who)
+    for event, who in holds.lost():
+        origin = holds.origins.get(who)
+        holds.happened(event, who)
+        message = (
+            f"a cursor on database alias {lease.alias!r} was dropped without close(), "
+            "which kept its connection until now"
+            + (f"; it was opened at {origin}" if origin else "")
+        )
+        portal = lease.portals.pop(who, None)
+        if portal is not None and politely:
+            _close_portal(lease, portal)
+        elif portal is not None:
+            lease.owe(CLEANING)
+        lost.append(message)
+    return lost
+
+
+def warn_of(lost: list[str]) -> None:
+    for message in lost:
+        if warns_of_unclosed_cursors():
+            logger.warning("%s", message)
+    for message in lost:
+        warnings.warn(message, ResourceWarning, stacklevel=5)
+
+
+def cut_off(lease: Any) -> None:
+    """End all cursors that are open, because another thread may soon have the connection."""
+    for find in list(lease.holds.now.get(CURSOR, {}).values()):
+        raw = find() if find is not None else None
+        if raw is not None:
+            _detach(lease, raw)
+    lease.closed_elsewhere.clear()
+    for name in list(lease.portals.values()):
+        _close_portal(lease, name)
+    lease.portals.clear()
+
+
+def _detach(lease: Any, raw: Any) -> None:
+    try:
+        lease.hooks.driver.detach(raw)
+    except Exception:
+        logger.debug("could not detach an open cursor", exc_info=True)
+
+
+def _close_portal(lease: Any, name: str) -> None:
+    try:
+        lease.hooks.driver.close_portal(lease.wrapper.connection, name)
+    except Exception:
+        # It is gone already: rolled back, or the connection is broken.
+        logger.debug("could not close the server-side cursor %s", name, exc_info=True)
+    _note_portal_left(lease)
+
+
+def _same(thing: Any) -> Any:
+    return thing
