@@ -55,17 +55,21 @@ class LowerLayer(_Base):
 
     def close(self) -> None:
         lease = self._lease
-        if lease.phase is Phase.RETURNING:
+        if lease.is_within and lease.phase is Phase.RETURNING:
             self._hooks.pool.put(lease)
-            return
-        if lease.phase is Phase.CLOSING:
-            if self.connection is not None:
-                lease.is_going()
-        elif lease.use is POOLED:
-            # Nothing was here.  If there is by now, a thread that shares the wrapper has it.
+        elif lease.use is not POOLED or (lease.is_within and lease.phase is Phase.CLOSING):
+            self._close_as_stock()
+        elif self.connection is None or get_ident() in lease.closers:
             self.validate_thread_sharing()
             self.run_on_commit = []
-            return
+        else:
+            # A base calls this by itself, before it connects anew, say.
+            self.validate_thread_sharing()
+            lease.close(self._close_as_stock)
+
+    def _close_as_stock(self) -> None:
+        if self._lease.phase is Phase.CLOSING and self.connection is not None:
+            self._lease.is_going()
         super().close()
 
     # Django takes a lock for both, which an interruption can leave held on Python 3.14.
@@ -91,6 +95,11 @@ class LowerLayer(_Base):
             return super()._cursor(name)
         if self._thread_ident != get_ident():
             self.validate_thread_sharing()
+        if self.connection is not None and (
+            self._hooks.health_check or not self.health_check_done
+        ):
+            # Not within the lease's lock: it waits for the server, and for who streams.
+            lease.with_connection(self.close_if_health_check_failed)
         cursor = lease.open_cursor(name)
         if self.connection is None:
             # A signal handler made a query before there was a hold: it ended the lease.
@@ -201,7 +210,8 @@ class LowerLayer(_Base):
         runs_callbacks = self.run_commit_hooks_on_set_autocommit_on
         try:
             # The callbacks come later: the connection is not kept for them.
-            self.run_commit_hooks_on_set_autocommit_on = False
+            if runs_callbacks:  # else a thread that shares the wrapper may set it meanwhile
+                self.run_commit_hooks_on_set_autocommit_on = False
             super().set_autocommit(autocommit, by_atomic)
         except BaseException as error:
             if (
@@ -215,7 +225,7 @@ class LowerLayer(_Base):
                 self.close()
             raise
         finally:
-            if runs_callbacks:  # else a thread that shares the wrapper may have set it
+            if runs_callbacks:
                 self.run_commit_hooks_on_set_autocommit_on = True
 
     def _commit(self) -> None:

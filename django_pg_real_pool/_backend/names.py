@@ -90,6 +90,7 @@ if TYPE_CHECKING:
         _thread_ident: int
         _thread_sharing_count: int
         _connection_pools: dict[str, Any]
+        health_check_done: bool
 
         def _close(self) -> None: ...
         def _commit(self) -> None: ...

@@ -50,6 +50,7 @@ _MAKE_CURSOR = as_written(BaseDatabaseWrapper, "make_cursor")
 _COMMIT, _commit_undecorated = undecorated(BaseDatabaseWrapper.commit)
 
 POOLED = Use.POOLED
+_ENDING = (Phase.RETURNING, Phase.CLOSING)
 
 
 class ConnectionReleaseMixin(_Base):
@@ -158,6 +159,9 @@ class ConnectionReleaseMixin(_Base):
         found = lease.with_connection(super().is_usable)
         if found is not None:
             return found
+        if self._thread_sharing_count:
+            # Another thread may be in its block, which must not be put aside.
+            return self._is_usable_once_pinned()
         # The check is not the block's statement, so it must not begin its transaction.
         return setup.outside_transaction(lease, self._is_usable_once_pinned)
 
@@ -180,13 +184,19 @@ class ConnectionReleaseMixin(_Base):
         rows that were fetched already stay readable.
         """
         lease = self._lease
-        if lease.use is not POOLED or (lease.phase is Phase.RETURNING and lease.is_within):
-            super().close()  # of the end of a lease the base must hear, too
+        if lease.use is not POOLED:
+            super().close()
+            return
+        if lease.is_within and lease.phase in _ENDING:
+            if lease.calls_base:
+                lease.calls_base = False
+                super().close()
+            # Else it is a signal handler's, and the lease ends when that has returned.
             return
         self.validate_thread_sharing()
         try:
-            if not lease.close():
-                super().close()
+            if not lease.close(self._close_as_base):
+                lease.close_unheld(self._close_as_base)
                 if self.in_atomic_block:
                     self.closed_in_transaction = True
                     self.needs_rollback = True

@@ -226,9 +226,14 @@ class Driver:
 
     # ##### Cursors #####
 
-    def detach(self, cursor: Any) -> None:
-        """Make sure that `cursor` never reaches its connection again."""
-        cursor.close()
+    def detach(self, cursor: Any, may_ask: bool) -> bool:
+        """Make sure that `cursor` never reaches its connection again.
+
+        Return whether it has left nothing on the server, which is asked only if it `may_ask`.
+        """
+        if may_ask:
+            cursor.close()
+        return may_ask
 
     def abandon(self, cursor: Any) -> None:
         """Like `detach`, in a forked child: without a byte to the parent's server."""

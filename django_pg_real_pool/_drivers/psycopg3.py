@@ -343,18 +343,21 @@ class Psycopg(Driver):
 
     # ##### Cursors #####
 
-    def detach(self, cursor: Any) -> None:
+    def detach(self, cursor: Any, may_ask: bool) -> bool:
         kind: Any = type(cursor)
         has_portal = bool(getattr(cursor, "name", None))
+        is_open = has_portal and not cursor.closed
         try:
-            if has_portal:
+            if is_open and may_ask:
                 # It lives in the server's session: end it while that is still ours.
                 cursor.close()
+                is_open = False
         finally:
             # The rows that it fetched stay readable, so a cursor is cut off, not closed.
             # One with a portal as well: psycopg's execute() sends CLOSE, then refuses.
             reason = "its connection was released by close()"
             cursor.__class__ = _cut_off(kind, reason, has_portal)
+        return not is_open
 
     def abandon(self, cursor: Any) -> None:
         kind: Any = type(cursor)

@@ -79,11 +79,6 @@ def open_cursor(lease: Any, name: str | None) -> Any:
             reclaim_and_warn(lease)
             if lease.physical is not None:
                 transactions.look(lease)
-            if lease.hooks.health_check or not wrapper.health_check_done:
-                wrapper.close_if_health_check_failed()
-                if wrapper.connection is None:
-                    lease.begin()
-                    lease.take()
         try:
             cursor = wrapper._make_cursor(name)
         except Exception:
@@ -99,11 +94,13 @@ def open_cursor(lease: Any, name: str | None) -> Any:
     return cursor
 
 
-@locked
 def base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
     """Make a cursor by a base's own `_cursor()`, which may run statements, and raise."""
-    if not lease.begin():
-        return make()
+    return _base_cursor(lease, make) if lease.begin() else make()
+
+
+@locked
+def _base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
     before, has_made = set(lease.holds.now.get(CURSOR, ())), False
     try:
         cursor = keeping.keep_while(lease, partial(setup.make_base_cursor, lease, make))
@@ -172,14 +169,30 @@ def cut_off(lease: Any) -> None:
     lease.portals.clear()
 
 
+def _may_ask(lease: Any) -> bool:
+    """Return whether the server can be asked to close something, without waiting for others.
+
+    Who streams has psycopg's lock until its last row.  That may be this thread, or one that
+    shares the wrapper, which may want the lease's lock meanwhile.
+    """
+    return not lease.wrapper.allow_thread_sharing and not (
+        lease.physical is not None and lease.hooks.driver.is_stuck(lease.physical)
+    )
+
+
 def _detach(lease: Any, raw: Any) -> None:
+    may_ask = _may_ask(lease)
     try:
-        lease.hooks.driver.detach(raw)
+        if not lease.hooks.driver.detach(raw, may_ask):
+            lease.owe(CLEANING)
     except Exception:
         logger.debug("could not detach an open cursor", exc_info=True)
 
 
 def _close_portal(lease: Any, name: str) -> None:
+    if not _may_ask(lease):
+        lease.owe(CLEANING)
+        return
     try:
         lease.hooks.driver.close_portal(lease.wrapper.connection, name)
     except Exception:

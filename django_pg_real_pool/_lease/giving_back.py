@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -13,8 +14,8 @@ from .facts import Debt, Phase
 logger = logging.getLogger("django_pg_real_pool")
 
 
-def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
-    """Give the connection back; `as_stock` with all that stock's close() does.
+def end(lease: Any, discard: bool = False, close: Callable[[], None] | None = None) -> None:
+    """Give the connection back, by `close` if stock's is wanted, with all that it does.
 
     With `discard` the pool is to make another one instead.
 
@@ -30,7 +31,7 @@ def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
     # Whatever is thrown into this thread from here on, the connection is not kept, nor
     # given to anybody before it is clean.
     try:
-        lease.phase = Phase.CLOSING if as_stock else Phase.RETURNING
+        lease.phase = Phase.RETURNING if close is None else Phase.CLOSING
         # From here on no finaliser ends the lease; it may have done so just before.
         connection, physical = wrapper.connection, lease.physical
         is_here = physical is not None and (
@@ -45,9 +46,10 @@ def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
                 hooks.pool.discard(lease)
         if lease.options.warn_held_after is not None:
             _warn_if_held_long(lease)
-        if as_stock:
-            wrapper._close_as_base()  # arrives at the lower layer's close()
+        if close is not None:
+            close()  # arrives at the lower layer's close()
         elif hooks.close:
+            lease.calls_base = True
             wrapper.close()  # passes every override; arrives at the lower layer's close()
         elif is_here:
             hooks.pool.put(lease)
@@ -57,10 +59,11 @@ def end(lease: Any, discard: bool = False, as_stock: bool = False) -> None:
             _discard(lease)
             if hooks.close:
                 let_base_forget(lease)
-        if as_stock or not isinstance(error, hooks.failures):
+        if close is not None or not isinstance(error, hooks.failures):
             raise
         _log_failure(lease, error)
     finally:
+        lease.calls_base = False
         if lease.phase is not Phase.FREE:
             forget(lease)
         if lease.record is not None and not discard:
@@ -144,7 +147,7 @@ def let_base_forget(lease: Any) -> None:
     wrapper.connection = None
     callbacks = wrapper.run_on_commit
     try:
-        wrapper._close_as_base()
+        lease.close_unheld(wrapper._close_as_base)
     except lease.hooks.failures as error:
         _log_failure(lease, error)
     finally:

@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 from _thread import get_ident
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import cache, partial
 from time import monotonic
 from typing import Any
@@ -22,7 +22,7 @@ from django.db.backends.utils import debug_transaction
 from .. import observers
 from .._drivers import Heard, Statement
 from .._process import greenlets, reaper, registry
-from .._process.locks import locked, try_locked
+from .._process.locks import locked, try_locked, with_undo
 from .._process.weak import WeakBag
 from .._settings import ReleaseOptions, warns_of_unclosed_cursors
 from . import (
@@ -127,6 +127,11 @@ class Lease:
         #: The same, without the lock: whoever commits, say, which may wait for other threads
         #: that share the wrapper.
         self.keepers: set[object] = set()
+        #: Whether the end of a lease is about to call `close()`, so that the base hears of it.
+        #: Whoever else calls it meanwhile, such as a signal handler, has come too late.
+        self.calls_base = False
+        #: The threads that are in a base's `close()` which has no connection to close.
+        self.closers: set[int] = set()
         #: What observers are told of this lease; None: it is not observed.
         self.record: observers.Lease | None = None
         #: What is put aside while an observer is told; None: nobody was told yet.
@@ -523,26 +528,40 @@ class Lease:
     # ##### Ending, whoever holds it #####
 
     @locked
-    def drop(self, as_stock: bool = False) -> None:
-        """End the lease, whoever holds it; `as_stock` with all that stock's close() does."""
+    def drop(self, close: Callable[[], None] | None = None) -> None:
+        """End the lease, whoever holds it, by `close` if stock's is wanted."""
         cursors.cut_off(self)
         self.holds.happened(Event.CLOSED)
-        if as_stock or self.wrapper.connection is not None:
-            giving_back.end(self, as_stock=as_stock)
+        if close is not None or self.wrapper.connection is not None:
+            giving_back.end(self, close=close)
         elif self.phase is not FREE:
             giving_back.forget(self)
             if self.record is not None:
                 telling.given_back(self)
 
     @locked
-    def close(self) -> bool:
-        """End the lease as stock's close() does; return False if there was no connection."""
+    def close(self, close: Callable[[], None]) -> bool:
+        """End the lease by stock's `close`; return False if there was no connection."""
         if self.wrapper.connection is not None:
-            self.drop(True)
+            self.drop(close)
             return True
         if self.phase is not FREE:
             self.drop()  # its end was interrupted
         return False
+
+    def close_unheld(self, close: Callable[[], None]) -> None:
+        """Let a base's `close()` run for a wrapper that has no connection.
+
+        It runs without the lock, so a thread that shares the wrapper may take one meanwhile,
+        which it must not close.
+        """
+        me = get_ident()
+
+        def mark_and_close() -> None:
+            self.closers.add(me)
+            close()
+
+        with_undo(mark_and_close, partial(self.closers.discard, me))
 
     # ##### From outside: the reaper, and a forked child #####
 

@@ -107,6 +107,8 @@ def forget_parent(lease: Any) -> Any:
     lease._lock, lease._holder = threading.RLock(), 0
     lease.kept = lease.wrapping = 0
     lease.keepers.clear()
+    lease.closers.clear()
+    lease.calls_base = False
     visit, lease.visit = lease.visit, None
     if lease.use is not Use.POOLED and not (visit is not None and visit.is_open):
         return None

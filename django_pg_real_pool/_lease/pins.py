@@ -11,7 +11,7 @@ from django.utils.asyncio import async_unsafe
 from .._process.locks import locked
 from .._process.origins import find_origin
 from .._settings import SessionPolicy
-from . import keeping, transactions
+from . import keeping, setup, transactions
 from .facts import Debt
 from .rule import Event
 
@@ -45,6 +45,7 @@ def _note_pin(lease: Any, token: Hashable, is_own: bool) -> None:
         lease._look_at_driver_side()
     else:
         lease.open_pins.add(token)
+        setup.forget_other_base(lease)
         owe_for_hand(lease)
     lease.holds.happened(Event.PIN_ENTERED, token)
 
@@ -84,5 +85,6 @@ def connected(lease: Any, is_kept: bool) -> None:
 
 def _note_connect(lease: Any, is_kept: bool) -> None:
     if is_kept:
+        setup.forget_other_base(lease)
         owe_for_hand(lease)  # as under a pin: it is as deliberate
         lease.holds.happened(Event.CONNECTED)

@@ -17,7 +17,7 @@ from .._drivers import PERHAPS, RENEW, TOUCHED, Heard, Statement, text_of
 from .._process.locks import T, with_undo
 from .._session import only_writes_rows
 from . import giving_back, transactions
-from .facts import TRANSACTION_STATE, Debt, Phase
+from .facts import TRANSACTION_STATE, Debt, Phase, Transaction
 
 logger = logging.getLogger("django_pg_real_pool")
 
@@ -264,6 +264,20 @@ def make_base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
             _begin_anew(lease, sent)
     lease.sent_by_base = (*(lease.sent_by_base or ()), *sent)
     return cursor
+
+
+def forget_other_base(lease: Any) -> None:
+    """Undo what a base's own `_cursor()` has set for another lease; this one has made none.
+
+    What comes next is sent by hand, through the driver's connection, so it may make none.
+    """
+    if (
+        lease.sent_by_base is None
+        and lease.transaction is Transaction.NONE
+        and lease.hooks.driver.sent_by_base(lease.physical)
+    ):
+        _begin_anew(lease, ())
+        lease.sent_by_base = ()
 
 
 def _begin_anew(lease: Any, sent: Heard) -> None:

@@ -59,7 +59,7 @@ def unseen_statement(lease: Any) -> None:
 
 def note(lease: Any, sql: Any, params: Any, raw: Any) -> None:
     """Note a statement that belongs to the connection, not to the user."""
-    if lease.noting is not None and not lease.hooks.driver.hears(raw):
+    if lease.noting is not None and lease.is_within and not lease.hooks.driver.hears(raw):
         lease.noting.append(statement(sql, params, raw))
 
 
@@ -68,7 +68,7 @@ def session_changes(lease: Any, change: str, raw: Any) -> None:
     policy = lease.options.session_state
     if policy is SessionPolicy.IGNORE:
         return
-    if lease.noting is not None and lease.wrapping <= 1:
+    if lease.noting is not None and lease.is_within and lease.wrapping <= 1:
         return  # it sets the connection up; what an execute wrapper sends does not
     if lease.use is not POOLED or lease.phase in _GOING:
         return  # a base's own close() may leave the connection as it likes

@@ -22,6 +22,9 @@ NONE, BEGUN, LOST = Transaction.NONE, Transaction.BEGUN, Transaction.LOST
 TRANSACTION, TAKING = Hold.TRANSACTION, Phase.TAKING
 
 
+_UNREAD = object()
+
+
 def refuse_if_lost(lease: Any) -> None:
     """Raise OperationalError if a transaction has begun whose connection is gone."""
     if lease.transaction is not NONE and lease.wrapper.connection is None:
@@ -98,7 +101,8 @@ def end_transaction(lease: Any, commit_or_roll_back: Callable[[], None]) -> None
     That comes before Django switches autocommit on, and so before the callbacks of
     on_commit() run.
     """
-    keeper, physical, has_returned = object(), None, False
+    keeper, has_returned = object(), False
+    physical: Any = _UNREAD
 
     def keep_and_do() -> None:
         nonlocal physical, has_returned
@@ -120,7 +124,8 @@ def _get_physical(lease: Any) -> Any:
 def _note_end(lease: Any, keeper: object, physical: Any, was_told: bool) -> None:
     is_over = False
     try:
-        if lease.physical is physical:  # else a thread that shares the wrapper closed it
+        is_unread = physical is _UNREAD and not lease.wrapper.allow_thread_sharing
+        if is_unread or lease.physical is physical:  # else a sharing thread has closed it
             is_over = _look_at_end(lease, was_told)
     finally:
         keeping.end_keeping(lease, keeper, is_over)

@@ -25,6 +25,7 @@ from helpers import (
     forget_pool,
     installed,
     run_in_thread,
+    shared,
     wait_until,
 )
 from interrupting import EVERY
@@ -222,17 +223,6 @@ def test_the_reaper_leaves_a_thread_alone_that_shares_its_wrapper_since(
 
 
 # ##### Threads that share a wrapper #####
-
-
-@contextmanager
-def shared(alias: str) -> Iterator[Any]:
-    db: Any = connections[alias]
-    backend_pid(alias)
-    db.inc_thread_sharing()
-    try:
-        yield db
-    finally:
-        db.dec_thread_sharing()
 
 
 def test_close_waits_for_a_thread_that_is_giving_the_connection_back(
@@ -621,8 +611,8 @@ def test_close_leaves_what_another_thread_takes_meanwhile(
     """R7, S3: there was nothing to close; and nothing goes to the pool uncleaned."""
     real, cursors = Lease.close, list[Any]()
 
-    def close(lease: Any) -> bool:
-        had_one = real(lease)
+    def close(lease: Any, *args: Any) -> bool:
+        had_one = real(lease, *args)
         if not cursors:
             in_time(lambda: cursors.append(lease.wrapper.cursor()))
         return bool(had_one)

@@ -127,6 +127,18 @@ def installed(alias: str, wrapper_class: Any, **settings: Any) -> Iterator[Any]:
             connections[alias] = before
 
 
+@contextmanager
+def shared(alias: str) -> Iterator[Any]:
+    """Let other threads use this thread's wrapper."""
+    db: Any = connections[alias]
+    backend_pid(alias)
+    db.inc_thread_sharing()
+    try:
+        yield db
+    finally:
+        db.dec_thread_sharing()
+
+
 def forget_pool(alias: str) -> None:
     """End the pool of `alias`: the next connection is a new one, of a new pool."""
     wrapper: Any = connections[alias]
