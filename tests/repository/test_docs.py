@@ -738,6 +738,14 @@ def _exhausted(alias: str) -> None:
         run_in_thread(lambda: backend_pid(alias))
 
 
+def _nobody_listens() -> None:
+    wrapper = wrapper_with("never", HOST="127.0.0.1", PORT=str(free_port()))
+    try:
+        wrapper.cursor()
+    finally:
+        wrapper.close_pool()  # which would try again, and log that, in tests to come
+
+
 @contextmanager
 def patched_late() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -837,10 +845,7 @@ RAISED: list[tuple[str, Callable[[], Any]]] = [
     ("reset_peaks() can't answer", lambda: reset_peaks("stock_native")),
     ("django_pg_real_pool.contrib.prometheus needs", _no_prometheus),
     ("django_pg_real_pool.contrib.opentelemetry needs", _no_opentelemetry),
-    (
-        "connection failed:",
-        lambda: wrapper_with("never", HOST="127.0.0.1", PORT=str(free_port())).cursor(),
-    ),
+    ("connection failed:", _nobody_listens),
     ("Pooling doesn't support", lambda: wrapper_with("aged", CONN_MAX_AGE=60).cursor()),
     ("'django_pg_realpool' isn't an available", _misspelt_engine),
     ("Error loading psycopg2 or psycopg", _no_driver),
