@@ -163,7 +163,7 @@ class ConnectionReleaseMixin(_Base):
             # Another thread may be in its block, which must not be put aside.
             return self._is_usable_once_pinned()
         # The check is not the block's statement, so it must not begin its transaction.
-        return setup.outside_transaction(lease, self._is_usable_once_pinned)
+        return setup.without_block(lease, self._is_usable_once_pinned)
 
     def _is_usable_once_pinned(self) -> bool:
         token = Pin()

@@ -361,13 +361,16 @@ def outside_transaction(lease: Any, do: Callable[[], T]) -> T:
         names += ["queries_log", "execute_wrappers"]
     saved = {name: getattr(wrapper, name) for name in names}
     unsent = lease.unsent_savepoints
+    # With AUTOCOMMIT False stock has set up one connection in that mode; what comes later is
+    # in the user's, or what is sent now would begin a transaction that nobody ends.
+    is_on = lease.default_autocommit or (not is_first and _is_on(lease))
 
     def put_aside_and_do() -> T:
         if not is_first:
             wrapper.queries_log, wrapper.execute_wrappers = deque(maxlen=0), []
         lease.unsent_savepoints = []
         reset_transaction_state(wrapper)
-        wrapper.autocommit = lease.default_autocommit
+        wrapper.autocommit = is_on
         return do()
 
     def bring_back() -> None:
@@ -376,6 +379,27 @@ def outside_transaction(lease: Any, do: Callable[[], T]) -> T:
             setattr(wrapper, name, value)
 
     return with_undo(put_aside_and_do, bring_back)
+
+
+def _is_on(lease: Any) -> bool:
+    """Return whether autocommit is on, but for a block."""
+    return lease.wrapper.autocommit or bool(lease.is_off_by_atomic)
+
+
+def without_block(lease: Any, do: Callable[[], T]) -> T:
+    """Return what `do` returns, outside the block, but in the user's mode of autocommit.
+
+    A connection that it leaves in a transaction is brought to the block.
+    """
+    is_on = _is_on(lease)
+
+    def set_mode_and_do() -> T:
+        lease.wrapper.autocommit = is_on
+        return do()
+
+    found = outside_transaction(lease, set_mode_and_do)
+    lease.with_connection(partial(bring_up_to_date, lease))
+    return found
 
 
 def send_savepoints(lease: Any) -> None:

@@ -16,12 +16,14 @@ from django.db import (
     connections,
     transaction,
 )
+from django.db.backends.signals import connection_created
 from helpers import backend_pid, census, installed, pool_of_one, run_in_thread
 from items import Item
 from settings import MANUAL_OF, STOCK_OF
 from side_by_side import Program, assert_same, describe, observe, rolled_back
 from traffic import warm_up
 
+from django_pg_real_pool._backend.wrapper import ConnectionReleaseMixin
 from django_pg_real_pool._lease.facts import Transaction
 
 
@@ -281,6 +283,82 @@ def the_end_of_a_request(db: Any) -> Any:
     insert(db, "b")
     db.close()
     return [*found, db.get_autocommit()]
+
+
+@program
+def is_usable_with_autocommit_on(db: Any) -> Any:
+    db.set_autocommit(True)
+    insert(db, "a")
+    found = [db.is_usable()]
+    insert(db, "b")
+    with transaction.atomic(db.alias):
+        found.append(db.is_usable())
+        insert(db, "c")
+    with rolled_back(db):
+        found.append(db.is_usable())
+        insert(db, "d")
+    found.append(db.is_usable())
+    insert(db, "e")
+    db.close()
+    return found
+
+
+@program
+def is_usable_before_the_first_statement_of_a_block(db: Any) -> Any:
+    with rolled_back(db):
+        found = [db.is_usable()]
+        insert(db, "a")
+    db.commit()
+    with transaction.atomic(db.alias):
+        with rolled_back(db):
+            found.append(db.is_usable())
+            insert(db, "b")
+        insert(db, "c")
+    db.commit()
+    return found
+
+
+@program
+def is_usable_after_a_savepoint_by_hand(db: Any) -> Any:
+    savepoint = db.savepoint()
+    found = db.is_usable()
+    insert(db, "a")
+    db.savepoint_rollback(savepoint)
+    insert(db, "b")
+    db.commit()
+    return found
+
+
+@program
+def a_receiver_queries_for_each_connection(db: Any) -> Any:
+    def query(connection: Any, **kwargs: Any) -> None:
+        if connection.alias == db.alias:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+
+    db.close()
+    connection_created.connect(query)
+    try:
+        insert(db, "a")
+        if not db.get_autocommit():
+            db.commit()
+        db.set_autocommit(True)
+        insert(db, "b")
+        pid = backend_pid(db.alias)
+        if isinstance(db, ConnectionReleaseMixin):
+            end_the_connection_used_last(pid)
+        insert(db, "c")
+        with transaction.atomic(db.alias):
+            insert(db, "d")
+        db.close()
+    finally:
+        connection_created.disconnect(query)
+
+
+def end_the_connection_used_last(pid: int) -> None:
+    """Let the next one be one that has not heard the receivers."""
+    with psycopg.connect(autocommit=True) as observer:
+        observer.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
 
 
 @pytest.mark.parametrize("run", PROGRAMS, ids=lambda function: function.__name__)
