@@ -46,11 +46,12 @@ class LowerLayer(_Base):
 
     def connect(self) -> None:
         lease = self._lease
-        if lease.use is POOLED:
+        # Else a base calls this by itself: it is an explicit connect.
+        if lease.is_within and lease.phase is Phase.TAKING:
             if self.connection is None:
                 lease.get()
             setup.set_up(lease)
-        else:
+        elif not self._connect_early():
             super().connect()
 
     def close(self) -> None:
@@ -59,13 +60,33 @@ class LowerLayer(_Base):
             self._hooks.pool.put(lease)
         elif lease.use is not POOLED or (lease.is_within and lease.phase is Phase.CLOSING):
             self._close_as_stock()
-        elif self.connection is None or get_ident() in lease.closers:
+        elif self._has_none_to_close():
             self.validate_thread_sharing()
             self.run_on_commit = []
         else:
             # A base calls this by itself, before it connects anew, say.
             self.validate_thread_sharing()
-            lease.close(self._close_as_stock)
+            try:
+                if not lease.close(self._close_as_stock):
+                    self._close_unheld()
+            finally:
+                lease.end_session_if_free()
+
+    def _has_none_to_close(self) -> bool:
+        """Return whether there was no connection when close() began.
+
+        If there is one by now, it is of a thread that shares the wrapper.
+        """
+        had_none = get_ident() in self._lease.closers
+        if self.connection is None:
+            return had_none or self._lease.is_within
+        return had_none and self._thread_sharing_count > 0
+
+    def _close_unheld(self) -> None:
+        """Note what stock's close() does; it would have had a connection to close."""
+        self.run_on_commit = []
+        if self.in_atomic_block:
+            self.closed_in_transaction = self.needs_rollback = True
 
     def _close_as_stock(self) -> None:
         if self._lease.phase is Phase.CLOSING and self.connection is not None:

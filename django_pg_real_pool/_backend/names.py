@@ -109,6 +109,7 @@ if TYPE_CHECKING:
         _hooks: Any
         _lease: Any
 
+        def _connect_early(self) -> bool: ...
         def _logs_queries(self) -> bool: ...
 
     class Cursor(CursorWrapper):

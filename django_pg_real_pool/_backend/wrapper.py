@@ -133,19 +133,24 @@ class ConnectionReleaseMixin(_Base):
         If there is one already, it is given back and the transaction state is reset, as
         with stock.  Raises what the driver or the pool raises; then none is checked out.
         """
+        if not self._connect_early():
+            super().connect()
+
+    def _connect_early(self) -> bool:
+        """Return False if there is no pool to connect to."""
         lease = self._lease
         if lease.phase is Phase.ASKED and lease.is_within:
             lease.open()
-            return
+            return True
         if lease.is_held and not self.allow_thread_sharing:
             lease.drop()
             lease.end_session()
         # Between two leases it is Django's ensure_connection() that calls this: the
         # block that is open, and its transaction, go on.
-        if lease.begin(explicitly=True):
-            lease.connected(not creation.is_under_way())
-        else:
-            super().connect()
+        if not lease.begin(explicitly=True):
+            return False
+        lease.connected(not creation.is_under_way())
+        return True
 
     def _connect_as_base(self) -> None:
         super().connect()

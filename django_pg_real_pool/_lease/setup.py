@@ -18,6 +18,7 @@ from .._process.locks import T, with_undo
 from .._session import only_writes_rows
 from . import giving_back, transactions
 from .facts import TRANSACTION_STATE, Debt, Phase, Transaction
+from .rule import Hold
 
 logger = logging.getLogger("django_pg_real_pool")
 
@@ -252,8 +253,11 @@ def make_base_cursor(lease: Any, make: Callable[[], Any]) -> Any:
     if not lease.has_connection():
         lease.take()
     noted: list[Statement] = []
+    listened_to = lease.physical
     try:
         cursor = noting(lease, noted, make, in_block=True)
+        if lease.physical is not listened_to:
+            lease.owe(Debt.CLEANING)  # the base has reconnected: not all of it was heard
     except BaseException:
         lease.owe(Debt.CLEANING)  # what it has set by then
         raise
@@ -274,6 +278,7 @@ def forget_other_base(lease: Any) -> None:
     if (
         lease.sent_by_base is None
         and lease.transaction is Transaction.NONE
+        and Hold.CURSOR not in lease.holds.now
         and lease.hooks.driver.sent_by_base(lease.physical)
     ):
         _begin_anew(lease, ())

@@ -36,8 +36,8 @@ def before_statement(lease: Any, raw: Any) -> None:
 
     This comes before it is sent: if the connection dies of it, so does the transaction.
     """
-    if lease.use is not POOLED or lease.physical is None:
-        return
+    if lease.use is not POOLED or lease.physical is None or lease.phase in _GOING:
+        return  # what a base's own close() sends belongs to no block
     if raw is not None and id(raw) not in lease.holds.now.get(CURSOR, ()):
         return  # of an earlier lease: it will refuse by itself
     autocommit = lease.wrapper.autocommit

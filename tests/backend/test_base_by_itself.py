@@ -1,0 +1,250 @@
+"""D6: bases that connect or close by themselves, in whatever way; stock is the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connections, transaction
+from django.db.backends.signals import connection_created
+from helpers import DEADLINE, census, installed, run_in_thread, wait_until
+from settings import STOCK_OF
+
+from django_pg_real_pool import make_release_backend, pin_connection, pool_status
+from django_pg_real_pool._process import reaper
+
+TENANT = "SELECT coalesce(current_setting('app.tenant', true), '')"
+
+
+def made_with(stock: Any, **methods: Any) -> Any:
+    return type("Base", (stock,), {"__module__": "a_users.base", **methods})
+
+
+def both(alias: str, base: Callable[[Any], Any]) -> Iterator[Any]:
+    """Yield a wrapper of the base itself, and one of what is made of it."""
+    stock_alias = STOCK_OF[alias]
+    made = base(type(connections[stock_alias]))
+    with installed(stock_alias, made) as db:
+        yield db
+    with installed(alias, make_release_backend(base(type(connections[stock_alias])))) as db:
+        yield db
+
+
+def ask(db: Any, sql: str) -> Any:
+    with db.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone()[0]
+
+
+def insert(db: Any, name: str) -> None:
+    with db.cursor() as cursor:
+        cursor.execute("INSERT INTO item (name) VALUES (%s)", [name])
+
+
+# ##### It connects #####
+
+
+def closes_and_connects(stock: Any) -> Any:
+    def reconnect(self: Any) -> None:
+        self.close()
+        super(base, self).connect()
+
+    base = made_with(stock, reconnect=reconnect)
+    return base
+
+
+def closes_and_connects_beneath(stock: Any) -> Any:
+    def reconnect(self: Any) -> None:
+        super(base, self).close()
+        super(base, self).connect()
+
+    base = made_with(stock, reconnect=reconnect)
+    return base
+
+
+def tries_again(stock: Any) -> Any:
+    def ensure_connection(self: Any) -> None:
+        if self.connection is None:
+            for attempt in range(3):
+                try:
+                    with self.wrap_database_errors:
+                        super(base, self).connect()
+                    return
+                except OperationalError:
+                    if attempt == 2:
+                        raise
+
+    base = made_with(
+        stock, ensure_connection=ensure_connection, reconnect=lambda self: self.close()
+    )
+    return base
+
+
+@pytest.mark.parametrize(
+    "base", [closes_and_connects, closes_and_connects_beneath, tries_again]
+)
+def test_a_base_that_connects_by_itself(
+    alias: str, base: Callable[[Any], Any], observer: Any
+) -> None:
+    """R1, R3, F7: its block is whole, whatever the reaper sees; it is released early."""
+    for db in both(alias, base):
+        for name in (f"{db.alias} 1", f"{db.alias} 2", f"{db.alias} 3"):
+            ask(db, "SELECT 1")
+            db.reconnect()
+            with transaction.atomic(using=db.alias):
+                insert(db, name)
+                if hasattr(db, "_lease"):
+                    reaper.reap()
+                insert(db, f"{name} again")
+        db.close()
+    assert census(alias).in_use == 0
+    assert not pool_status(alias).leases
+    for each in (STOCK_OF[alias], alias):
+        sql = "SELECT count(*) FROM item WHERE name LIKE %s"
+        assert observer.execute(sql, [f"{each} %"]).fetchone() == (6,)
+
+
+# ##### It closes #####
+
+
+@contextmanager
+def telling(receiver: Callable[[Any], None]) -> Iterator[None]:
+    def receive(connection: Any, **kwargs: Any) -> None:
+        receiver(connection)
+
+    connection_created.connect(receive)
+    try:
+        yield
+    finally:
+        connection_created.disconnect(receive)
+
+
+def closes_beneath(stock: Any) -> Any:
+    def let_go(self: Any) -> None:
+        super(base, self).close()
+
+    base = made_with(stock, let_go=let_go)
+    return base
+
+
+def test_a_base_that_closes_by_itself_begins_anew(alias: str) -> None:
+    """D4, R8: what comes next is a session of its own, as after stock's close()."""
+    found: list[Any] = []
+    for db in both(alias, closes_beneath):
+        tenant = ["red"]
+
+        def set_tenant(connection: Any, db: Any = db, tenant: list[str] = tenant) -> None:
+            if connection is db:
+                ask(db, f"SELECT set_config('app.tenant', '{tenant[0]}', false)")
+
+        with telling(set_tenant):
+            seen = [ask(db, TENANT)]
+            db.let_go()
+            tenant[0] = "blue"
+            seen.append(ask(db, TENANT))
+            db.let_go()
+            db.set_autocommit(False)
+            insert(db, f"{db.alias} lost")
+            db.let_go()
+            insert(db, f"{db.alias} kept")
+            seen.append(db.get_autocommit())
+            db.close()
+        found.append(seen)
+    assert found == [["red", "blue", True]] * 2
+
+
+def resets_a_role(stock: Any, always: bool) -> Any:
+    def close(self: Any) -> None:
+        if (always or self.connection is not None) and not self.closed_in_transaction:
+            with self.cursor() as cursor:
+                cursor.execute("RESET ROLE")
+        super(base, self).close()
+
+    base = made_with(stock, close=close)
+    return base
+
+
+def test_a_base_that_sends_something_when_it_closes_loses_no_callback(alias: str) -> None:
+    """F7, D6: what it sends belongs to no block, though autocommit is off still."""
+    for db in both(alias, lambda stock: resets_a_role(stock, always=False)):
+        called: list[str] = []
+
+        def call(name: str, db: Any = db, called: list[str] = called) -> None:
+            transaction.on_commit(lambda: called.append(name), using=db.alias)
+
+        with transaction.atomic(using=db.alias):
+            call("before")
+            ask(db, "SELECT 1")
+        with transaction.atomic(using=db.alias):
+            ask(db, "SELECT 1")
+            call("after")
+        with transaction.atomic(using=db.alias):
+            call("alone")
+        with pin_connection(db.alias), transaction.atomic(using=db.alias):
+            ask(db, "SELECT 1")
+            call("pinned")
+        assert called == ["before", "after", "alone", "pinned"], db
+
+
+def test_a_base_that_sends_something_when_it_closes_holds_nothing_then(alias: str) -> None:
+    """R8: also where nothing was leased before."""
+    stock = type(connections[STOCK_OF[alias]])
+    with installed(alias, make_release_backend(resets_a_role(stock, always=True))) as db:
+        for _ in range(3):
+            ask(db, "SELECT 1")
+            db.close()
+            assert db.connection is None
+        wait_until(lambda: census(alias).in_use == 0, "nothing is in use", DEADLINE)
+
+
+# ##### It connects in its `_cursor()`, or has none #####
+
+
+def test_what_a_base_sets_once_it_has_reconnected_reaches_nobody_else(alias: str) -> None:
+    """S3: in its own `_cursor()`, through the driver's connection."""
+    stock: Any = type(connections[STOCK_OF[alias]])
+
+    def _cursor(self: Any, name: str | None = None) -> Any:
+        cursor = super(base, self)._cursor(name)
+        if self.tenant:
+            cursor.close()
+            self.connection.close()
+            self.close()
+            cursor = super(base, self)._cursor(name)
+            self.connection.cursor().execute(f"SET app.tenant = '{self.tenant}'")
+        return cursor
+
+    base = made_with(stock, _cursor=_cursor, tenant="")
+    with installed(alias, make_release_backend(base)) as db:
+        ask(db, "SELECT 1")
+        db.tenant = "red"
+        ask(db, "SELECT 1")
+        db.close()
+        db.tenant = ""
+        assert [ask(db, TENANT) for _ in range(3)] == [""] * 3
+
+
+def test_a_pin_under_an_open_cursor_cleans_nothing(alias: str) -> None:
+    """R6: of what another class's `_cursor()` has set on the connections of the alias."""
+    stock: Any = type(connections[STOCK_OF[alias]])
+
+    def _cursor(self: Any, name: str | None = None) -> Any:
+        cursor = super(base, self)._cursor(name)
+        with super(base, self)._cursor() as other:
+            other.execute("SET app.tenant = 'red'")
+        return cursor
+
+    base = made_with(stock, _cursor=_cursor)
+    with installed(alias, make_release_backend(base)) as db:
+        ask(db, "SELECT 1")
+    plain: Any = connections[alias]
+    with plain.chunked_cursor() as cursor:
+        cursor.execute("SELECT generate_series(1, 5)")
+        rows = [cursor.fetchone()[0]]
+        with pin_connection(alias):
+            rows += [row[0] for row in cursor.fetchall()]
+    plain.close()
+    assert rows == [1, 2, 3, 4, 5]
+    assert run_in_thread(lambda: census(alias).in_use) == 0
