@@ -79,13 +79,15 @@ def open_cursor(lease: Any, name: str | None) -> Any:
             reclaim_and_warn(lease)
             if lease.physical is not None:
                 transactions.look(lease)
-        try:
-            cursor = wrapper._make_cursor(name)
-        except Exception:
-            with wrapper.wrap_database_errors:
-                raise
+        cursor = wrapper._make_cursor(name)
         lease.kept = kept
+    except Exception:
+        lease.kept = kept
+        lease._settle()
+        with wrapper.wrap_database_errors:
+            raise
     except BaseException:
+        # Not one `try` in another: Python 3.11 has no handler for what strikes between them.
         lease.kept = kept
         lease._settle()
         raise

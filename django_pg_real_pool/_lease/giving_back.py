@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from .._process.locks import with_undo
 from .._process.origins import find_origin
 from . import telling
 from .facts import Debt, Phase
@@ -138,20 +139,30 @@ def _discard(lease: Any) -> None:
         _log_failure(lease, error)
 
 
-def let_base_forget(lease: Any) -> None:
+def let_base_forget(lease: Any) -> bool:
     """Run the base's `close()` for a connection that went back without it.
 
-    What the base keeps on the wrapper is wrong for the next one.
+    What the base keeps on the wrapper is wrong for the next one.  Return whether it has
+    come to its end: it may want a connection, which it does not get.
     """
     wrapper = lease.wrapper
     wrapper.connection = None
     callbacks = wrapper.run_on_commit
-    try:
+
+    def close() -> None:
+        lease.is_forgetting = True
         lease.close_unheld(wrapper._close_as_base)
+
+    def end() -> None:
+        lease.is_forgetting = False
+        wrapper.run_on_commit = callbacks
+
+    try:
+        with_undo(close, end)
     except lease.hooks.failures as error:
         _log_failure(lease, error)
-    finally:
-        wrapper.run_on_commit = callbacks
+        return False
+    return True
 
 
 def _log_failure(lease: Any, error: Exception) -> None:

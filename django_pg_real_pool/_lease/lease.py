@@ -130,6 +130,9 @@ class Lease:
         #: Whether the end of a lease is about to call `close()`, so that the base hears of it.
         #: Whoever else calls it meanwhile, such as a signal handler, has come too late.
         self.calls_base = False
+        #: Whether a base's `close()` runs for a connection that has gone, in the midst of the
+        #: next lease or of an end.
+        self.is_forgetting = False
         #: The threads that are in a base's `close()` which has no connection to close.
         self.closers: set[int] = set()
         #: What observers are told of this lease; None: it is not observed.
@@ -364,6 +367,11 @@ class Lease:
     def open(self) -> None:
         """Get a connection and make it ready.  When it raises, there is none."""
         wrapper, hooks = self.wrapper, self.hooks
+        if self.phase is not FREE and self.is_forgetting:
+            raise OperationalError(
+                f"the close() of database alias {self.alias!r} wants a connection to query, "
+                "but that which it is to close has gone already"
+            )
         try:
             if self.phase is not FREE:
                 self._forget_interrupted()

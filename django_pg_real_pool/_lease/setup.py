@@ -138,12 +138,16 @@ def _set_up_clean(lease: Any) -> bool:
 
 
 def _clean(lease: Any) -> bool:
-    """Clean the session; a base that remembers what it has set on it is to forget that."""
-    cleaned, wrapper = giving_back.clean(lease), lease.wrapper
-    if cleaned and lease.hooks.close:
-        bring_back = partial(setattr, wrapper, "connection", wrapper.connection)
-        with_undo(partial(giving_back.let_base_forget, lease), bring_back)
-    return cleaned
+    """Clean the session; a base that remembers what it has set on it is to forget that.
+
+    Return False if that was not possible: the connection is to be replaced.
+    """
+    if not giving_back.clean(lease):
+        return False
+    if not lease.hooks.close:
+        return True
+    bring_back = partial(setattr, lease.wrapper, "connection", lease.wrapper.connection)
+    return with_undo(partial(giving_back.let_base_forget, lease), bring_back)
 
 
 def _announce(wrapper: Any) -> None:

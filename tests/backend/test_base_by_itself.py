@@ -199,6 +199,32 @@ def test_a_base_that_sends_something_when_it_closes_holds_nothing_then(alias: st
         wait_until(lambda: census(alias).in_use == 0, "nothing is in use", DEADLINE)
 
 
+def test_a_base_that_sends_something_when_it_closes_gets_another_connection(
+    alias: str,
+) -> None:
+    """D4, R3: where it has to forget what was set on one, in the midst of the set-up."""
+    stock = type(connections[STOCK_OF[alias]])
+    now = "a"
+
+    def set_something(connection: Any) -> None:
+        if connection.alias == alias:
+            ask(connection, f"SELECT set_config('app.{now}', '1', false)")
+
+    with (
+        telling(set_something),
+        installed(alias, make_release_backend(resets_a_role(stock, always=True))) as db,
+    ):
+        for mine in ("a", "b", "c"):
+            now = "another"  # request, of a wrapper of another class
+            run_in_thread(lambda: ask(connections[alias], "SELECT 1"))
+            now = mine
+            sql = "SELECT coalesce(current_setting('app.{}', true), '')"
+            assert [ask(db, sql.format(name)) for name in (mine, "another")] == ["1", ""]
+            db.close()
+        wait_until(lambda: census(alias).in_use == 0, "nothing is in use", DEADLINE)
+    run_in_thread(lambda: ask(connections[alias], "SELECT 1"))
+
+
 # ##### It connects in its `_cursor()`, or has none #####
 
 

@@ -36,6 +36,7 @@ from psycopg_pool import ConnectionPool
 from second_server import free_port
 from settings import DATABASES, STOCK_OF
 from small_pooler import pooler_of_transactions
+from traffic import warm_up
 from watching import watching
 
 import django_pg_real_pool
@@ -884,7 +885,7 @@ def _thread_dies(_: Any) -> None:
 
 
 def _killed_while_idle(observer: Any) -> None:
-    backend_pid("default")
+    warm_up("default")
     pool: Any = connections["default"].pool  # type: ignore[attr-defined]
     for pid in [each.info.backend_pid for each in list(pool._pool)]:
         observer.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
