@@ -6,9 +6,9 @@ import sys
 
 from django.db.backends.base.creation import BaseDatabaseCreation
 
-#: Frames between `create_test_db()` and `connect()`: Django's `ensure_connection()`, and
-#: what decorates the two.
-_BETWEEN = 6
+#: Frames between `create_test_db()` and this: Django's `ensure_connection()` and
+#: `connect()`, a base's or a tool's, and what decorates them.
+_BETWEEN = 12
 
 
 def is_under_way() -> bool:

@@ -47,7 +47,9 @@ class LowerLayer(_Base):
     def connect(self) -> None:
         lease = self._lease
         # Else a base calls this by itself: it is an explicit connect.
-        if lease.is_within and lease.phase is Phase.TAKING:
+        if lease.is_within and (lease.phase is Phase.TAKING or lease.is_connecting):
+            if lease.phase is not Phase.TAKING:
+                lease.begin_again()  # its connect() has closed first
             if self.connection is None:
                 lease.get()
             setup.set_up(lease)

@@ -31,6 +31,7 @@ from .._lease.lease import CONNECT, Lease
 from .._lease.rule import Hold
 from .._pools import database_of
 from .._process import fork, registry
+from .._process.locks import with_undo
 from . import creation, hooks
 from .cursor import hold_for, releasing_class
 from .lower import LowerLayer
@@ -153,7 +154,16 @@ class ConnectionReleaseMixin(_Base):
         return True
 
     def _connect_as_base(self) -> None:
-        super().connect()
+        lease = self._lease
+        was_connecting, connect = lease.is_connecting, super().connect
+
+        def mark_and_connect() -> None:
+            lease.is_connecting = True
+            connect()
+
+        with_undo(
+            mark_and_connect, partial(setattr, lease, "is_connecting", was_connecting)
+        )
 
     @async_unsafe
     def is_usable(self) -> bool:

@@ -50,8 +50,7 @@ def end(lease: Any, discard: bool = False, close: Callable[[], None] | None = No
         if close is not None:
             close()  # arrives at the lower layer's close()
         elif hooks.close:
-            lease.calls_base = True
-            wrapper.close()  # passes every override; arrives at the lower layer's close()
+            _let_base_close(lease)
         elif is_here:
             hooks.pool.put(lease)
     except BaseException as error:
@@ -69,6 +68,27 @@ def end(lease: Any, discard: bool = False, close: Callable[[], None] | None = No
             forget(lease)
         if lease.record is not None and not discard:
             telling.given_back(lease)
+
+
+def _let_base_close(lease: Any) -> None:
+    """Give the connection back by `close()`, with every override of the base's.
+
+    It may roll back first, to be safe, which forgets the callbacks of on_commit().  Stock does
+    not close where a transaction ends: they are kept, unless they have run by now.
+    """
+    wrapper = lease.wrapper
+    callbacks = wrapper.run_on_commit
+    waits = wrapper.run_commit_hooks_on_set_autocommit_on
+
+    def close() -> None:
+        lease.calls_base = True
+        wrapper.close()  # arrives at the lower layer's close()
+
+    def bring_back() -> None:
+        if wrapper.run_commit_hooks_on_set_autocommit_on is waits:
+            wrapper.run_on_commit = callbacks
+
+    with_undo(close, bring_back)
 
 
 def forget(lease: Any) -> None:

@@ -133,6 +133,8 @@ class Lease:
         #: Whether a base's `close()` runs for a connection that has gone, in the midst of the
         #: next lease or of an end.
         self.is_forgetting = False
+        #: Whether a base's `connect()` runs, for the lease that begins.
+        self.is_connecting = False
         #: The threads that are in a base's `close()` which has no connection to close.
         self.closers: set[int] = set()
         #: What observers are told of this lease; None: it is not observed.
@@ -296,6 +298,13 @@ class Lease:
             self.log_unsent("BEGIN")
         return True
 
+    def begin_again(self) -> None:
+        """Go on to take, where a base's own `connect()` has closed in the midst of it."""
+        if self.is_held:
+            self.drop()
+        self.begin(explicitly=True)
+        self.phase = TAKING
+
     def end_session(self) -> None:
         """Forget what outlives a lease; the next use begins anew."""
         self.holds.happened(Event.CLOSED)
@@ -352,7 +361,13 @@ class Lease:
             if self.phase is Phase.RETURNED:
                 giving_back.forget(self)  # what was interrupted, the last time
             self.phase = Phase.ASKED
-            keeping.keep_while(self, self._ensure_connection)
+            ask = partial(keeping.keep_while, self, self._ensure_connection)
+            if self.wrapper.closed_in_transaction:
+                ask()  # which Django refuses
+            else:
+                # As where stock connects: whoever closes first ends no block.
+                setup.outside_transaction(self, ask)
+                setup.bring_up_to_date(self)
         except BaseException:
             self.drop()
             raise

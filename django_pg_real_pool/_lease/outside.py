@@ -108,7 +108,7 @@ def forget_parent(lease: Any) -> Any:
     lease.kept = lease.wrapping = 0
     lease.keepers.clear()
     lease.closers.clear()
-    lease.calls_base = lease.is_forgetting = False
+    lease.calls_base = lease.is_forgetting = lease.is_connecting = False
     visit, lease.visit = lease.visit, None
     if lease.use is not Use.POOLED and not (visit is not None and visit.is_open):
         return None

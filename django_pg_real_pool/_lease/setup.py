@@ -281,6 +281,7 @@ def forget_other_base(lease: Any) -> None:
     """
     if (
         lease.sent_by_base is None
+        and lease.physical is not None
         and lease.transaction is Transaction.NONE
         and Hold.CURSOR not in lease.holds.now
         and lease.hooks.driver.sent_by_base(lease.physical)
@@ -369,7 +370,7 @@ def outside_transaction(lease: Any, do: Callable[[], T]) -> T:
     if not is_first:
         names += ["queries_log", "execute_wrappers"]
     saved = {name: getattr(wrapper, name) for name in names}
-    unsent = lease.unsent_savepoints
+    unsent, is_off_by_atomic = lease.unsent_savepoints, lease.is_off_by_atomic
     # With AUTOCOMMIT False stock has set up one connection in that mode; what comes later is
     # in the user's, or what is sent now would begin a transaction that nobody ends.
     is_on = lease.default_autocommit or (not is_first and _is_on(lease))
@@ -383,7 +384,7 @@ def outside_transaction(lease: Any, do: Callable[[], T]) -> T:
         return do()
 
     def bring_back() -> None:
-        lease.unsent_savepoints = unsent
+        lease.unsent_savepoints, lease.is_off_by_atomic = unsent, is_off_by_atomic
         for name, value in saved.items():
             setattr(wrapper, name, value)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -223,6 +224,156 @@ def test_a_base_that_sends_something_when_it_closes_gets_another_connection(
             db.close()
         wait_until(lambda: census(alias).in_use == 0, "nothing is in use", DEADLINE)
     run_in_thread(lambda: ask(connections[alias], "SELECT 1"))
+
+
+def rolls_back(stock: Any) -> Any:
+    def close(self: Any) -> None:
+        if self.connection is not None and not self.in_atomic_block:
+            self.rollback()
+        super(base, self).close()
+
+    base = made_with(stock, close=close)
+    return base
+
+
+def switches_autocommit_on(stock: Any) -> Any:
+    def close(self: Any) -> None:
+        if self.connection is not None and not self.in_atomic_block:
+            self.set_autocommit(True)
+        super(base, self).close()
+
+    base = made_with(stock, close=close)
+    return base
+
+
+def closes_twice(stock: Any) -> Any:
+    def close(self: Any) -> None:
+        try:
+            super(base, self).close()
+        finally:
+            super(base, self).close()
+
+    base = made_with(stock, close=close)
+    return base
+
+
+@pytest.mark.parametrize("base", [rolls_back, switches_autocommit_on, closes_twice])
+def test_a_base_that_tidies_up_when_it_closes_loses_no_callback(
+    alias: str, base: Callable[[Any], Any]
+) -> None:
+    """F7, D6: each runs once, with autocommit on, though a lease ends before."""
+    for db in both(alias, base):
+        called: list[Any] = []
+
+        def call(db: Any = db, called: list[Any] = called) -> None:
+            called.append((db.in_atomic_block, db.get_autocommit()))
+
+        for _ in range(2):
+            with transaction.atomic(using=db.alias):
+                transaction.on_commit(call, using=db.alias)
+                ask(db, "SELECT 1")
+            ask(db, "SELECT 1")
+        assert called == [(False, True)] * 2
+
+
+# ##### It closes before it connects #####
+
+
+def closes_in_connect(stock: Any) -> Any:
+    def connect(self: Any) -> None:
+        self.close()
+        super(base, self).connect()
+
+    base = made_with(stock, connect=connect)
+    return base
+
+
+def closes_beneath_in_connect(stock: Any) -> Any:
+    def connect(self: Any) -> None:
+        super(base, self).connect()
+        super(base, self).close()
+        super(base, self).connect()
+
+    base = made_with(stock, connect=connect)
+    return base
+
+
+def closes_when_it_failed(stock: Any) -> Any:
+    def get_new_connection(self: Any, params: Any) -> Any:
+        if self.fails:
+            self.fails = False
+            raise self.Database.OperationalError("at the first attempt")
+        return super(base, self).get_new_connection(params)
+
+    def ensure_connection(self: Any) -> None:
+        if self.connection is None:
+            for _ in range(3):
+                try:
+                    with self.wrap_database_errors:
+                        self.connect()
+                    return
+                except OperationalError:
+                    self.close()
+
+    base = made_with(
+        stock,
+        get_new_connection=get_new_connection,
+        ensure_connection=ensure_connection,
+        fails=True,
+    )
+    return base
+
+
+@pytest.mark.parametrize(
+    "base", [closes_in_connect, closes_beneath_in_connect, closes_when_it_failed]
+)
+def test_a_block_is_whole_though_its_base_closes_before_it_connects(
+    alias: str, base: Callable[[Any], Any], observer: Any
+) -> None:
+    """A3, F7, D6: stock connects where the block begins, outside of it."""
+    for db in both(alias, base):
+        called: list[str] = []
+        with suppress(ZeroDivisionError), transaction.atomic(using=db.alias):
+            transaction.on_commit(partial(called.append, "lost"), using=db.alias)
+            insert(db, f"{db.alias} 1")
+            assert db.in_atomic_block
+            insert(db, f"{db.alias} 2")
+            raise ZeroDivisionError
+        db.close()
+        db.fails = True
+        with transaction.atomic(using=db.alias):
+            transaction.on_commit(partial(called.append, "kept"), using=db.alias)
+            insert(db, f"{db.alias} 3")
+        db.ensure_connection()
+        assert ask(db, "SELECT 1") == 1
+        db.close()
+        assert called == ["kept"]
+        found = observer.execute("SELECT name FROM item").fetchall()
+        assert (f"{db.alias} 3",) in found
+        assert (f"{db.alias} 1",) not in found
+        assert (f"{db.alias} 2",) not in found
+    assert census(alias).in_use == 0
+
+
+def test_a_subclass_of_a_made_class_may_close_before_it_connects(
+    alias: str, observer: Any
+) -> None:
+    """A3, F7: its block is whole."""
+    stock = type(connections[STOCK_OF[alias]])
+    made = make_release_backend(made_with(stock))
+
+    class Mine(made):  # type: ignore[misc,valid-type]
+        def connect(self) -> None:
+            self.close()
+            super().connect()
+
+    with installed(alias, Mine) as db:
+        with suppress(ZeroDivisionError), transaction.atomic(using=alias):
+            insert(db, "1")
+            insert(db, "2")
+            raise ZeroDivisionError
+        assert observer.execute("SELECT count(*) FROM item").fetchone() == (0,)
+        assert db.connection is None
 
 
 # ##### It connects in its `_cursor()`, or has none #####

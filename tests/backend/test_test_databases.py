@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 from django.db import connections
-from helpers import census, forget_pool, run_in_thread
+from helpers import census, forget_pool, installed, run_in_thread
+from settings import STOCK_OF
+
+from django_pg_real_pool import make_release_backend
 
 QUERY = "SELECT current_database()"
 
@@ -46,18 +49,28 @@ def test_a_pool_that_was_used_before_is_none_of_the_tests(
     assert observer.execute(found, [made]).fetchone() == (0,)
 
 
+class Ensuring:
+    """A base whose ensure_connection() calls Django's."""
+
+    def ensure_connection(self) -> None:
+        super().ensure_connection()  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("engine", ["native", "dj", "own"])
-def test_making_a_test_database_keeps_no_connection(engine: str) -> None:
+@pytest.mark.parametrize("bases", [(), (Ensuring,)])
+def test_making_a_test_database_keeps_no_connection(engine: str, bases: Any) -> None:
     """R1: Django connects last of all, so that another thread could find none left."""
-    db: Any = connections[engine]
-    name = db.settings_dict["NAME"]
+    stock: Any = type(connections[STOCK_OF[engine]])
+    base = type("Base", (*bases, stock), {"__module__": "a_users.base"})
     forget_pool(engine)
-    db.creation.create_test_db(verbosity=0, autoclobber=True)
-    try:
-        assert db.connection is None
-        assert census(engine).in_use == 0
-    finally:
-        db.creation.destroy_test_db(name, verbosity=0)
+    with installed(engine, make_release_backend(base)) as db:
+        name = db.settings_dict["NAME"]
+        db.creation.create_test_db(verbosity=0, autoclobber=True)
+        try:
+            assert db.connection is None
+            assert census(engine).in_use == 0
+        finally:
+            db.creation.destroy_test_db(name, verbosity=0)
 
 
 def test_making_a_test_database_without_a_pool_is_as_stock() -> None:
