@@ -123,7 +123,7 @@ class Progress:
         bar = "#" * done + "." * (self.WIDTH - done)
         print(
             f"  {self.label:<6} [{bar}] {elapsed:4.1f} s   {requests:5,} requests"
-            f"   {waiting:2} threads wait",
+            f"   {waiting:2} waiting",
             end="\r" if self.live else "\n",
             flush=True,
         )
