@@ -47,12 +47,4 @@ DIFFERENCES = [
         "another connection after set_autocommit(False), before any statement.",
         engine="dj",
     ),
-    Difference(
-        "test_utils.tests.AssertNumQueriesUponConnectionTests."
-        "test_ignores_connection_configuration_queries",
-        '"The one rule": the hold "explicit connect" ends "the next time any other hold '
-        'ends, or close()". The test puts a query of its own at the end of '
-        "ensure_connection(): the cursor of that query ends the hold, so the next query "
-        "connects, and makes the test's query, once more.",
-    ),
 ]
