@@ -60,19 +60,21 @@ class LowerLayer(_Base):
         lease = self._lease
         if lease.is_within and lease.phase is Phase.RETURNING:
             self._hooks.pool.put(lease)
-        elif lease.use is not POOLED or (lease.is_within and lease.phase is Phase.CLOSING):
+            return
+        if lease.use is not POOLED or (lease.is_within and lease.phase is Phase.CLOSING):
             self._close_as_stock()
-        elif self._has_none_to_close():
-            self.validate_thread_sharing()
+            return
+        self.validate_thread_sharing()
+        if self._has_none_to_close():
             self.run_on_commit = []
-        else:
-            # A base calls this by itself, before it connects anew, say.
-            self.validate_thread_sharing()
-            try:
-                if not lease.close(self._close_as_stock):
-                    self._close_unheld()
-            finally:
-                lease.end_session_if_free()
+            return
+        # A base calls this by itself, before it connects anew, say.
+        try:
+            if not lease.close(self._close_as_stock):
+                self.run_on_commit = []
+                self._note_closed_in_block()
+        finally:
+            lease.end_session_if_free()
 
     def _has_none_to_close(self) -> bool:
         """Return whether there was no connection when close() began.
@@ -83,12 +85,6 @@ class LowerLayer(_Base):
         if self.connection is None:
             return had_none or self._lease.is_within
         return had_none and self._thread_sharing_count > 0
-
-    def _close_unheld(self) -> None:
-        """Note what stock's close() does; it would have had a connection to close."""
-        self.run_on_commit = []
-        if self.in_atomic_block:
-            self.closed_in_transaction = self.needs_rollback = True
 
     def _close_as_stock(self) -> None:
         if self._lease.phase is Phase.CLOSING and self.connection is not None:

@@ -212,14 +212,17 @@ class ConnectionReleaseMixin(_Base):
         try:
             if not lease.close(self._close_as_base):
                 lease.close_unheld(self._close_as_base)
-                if self.in_atomic_block:
-                    self.closed_in_transaction = True
-                    self.needs_rollback = True
+                self._note_closed_in_block()
         finally:
             lease.end_session_if_free()
 
     def _close_as_base(self) -> None:
         super().close()
+
+    def _note_closed_in_block(self) -> None:
+        """Note what stock's close() does, which would have had a connection to close."""
+        if self.in_atomic_block:
+            self.closed_in_transaction = self.needs_rollback = True
 
     def close_pool(self) -> None:
         """Close the alias's pool, and each other pool of the same database.

@@ -499,8 +499,6 @@ class Lease:
     refuse_if_lost = transactions.refuse_if_lost
     cut_if_stuck = transactions.cut_if_stuck
 
-    # None: the connection is broken, which does not end what began on it.
-
     # ##### Settling #####
 
     def has_connection(self) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import pytest
 from django.db import OperationalError, connections, transaction
-from django.db.backends.signals import connection_created
 from helpers import DEADLINE, census, installed, run_in_thread, wait_until
+from receivers import receiving
 from settings import STOCK_OF
 
 from django_pg_real_pool import make_release_backend, pin_connection, pool_status
@@ -25,11 +25,10 @@ def made_with(stock: Any, **methods: Any) -> Any:
 
 def both(alias: str, base: Callable[[Any], Any]) -> Iterator[Any]:
     """Yield a wrapper of the base itself, and one of what is made of it."""
-    stock_alias = STOCK_OF[alias]
-    made = base(type(connections[stock_alias]))
-    with installed(stock_alias, made) as db:
+    made = base(type(connections[STOCK_OF[alias]]))
+    with installed(STOCK_OF[alias], made) as db:
         yield db
-    with installed(alias, make_release_backend(base(type(connections[stock_alias])))) as db:
+    with installed(alias, make_release_backend(made)) as db:
         yield db
 
 
@@ -110,18 +109,6 @@ def test_a_base_that_connects_by_itself(
 # ##### It closes #####
 
 
-@contextmanager
-def telling(receiver: Callable[[Any], None]) -> Iterator[None]:
-    def receive(connection: Any, **kwargs: Any) -> None:
-        receiver(connection)
-
-    connection_created.connect(receive)
-    try:
-        yield
-    finally:
-        connection_created.disconnect(receive)
-
-
 def closes_beneath(stock: Any) -> Any:
     def let_go(self: Any) -> None:
         super(base, self).close()
@@ -136,11 +123,10 @@ def test_a_base_that_closes_by_itself_begins_anew(alias: str) -> None:
     for db in both(alias, closes_beneath):
         tenant = ["red"]
 
-        def set_tenant(connection: Any, db: Any = db, tenant: list[str] = tenant) -> None:
-            if connection is db:
-                ask(db, f"SELECT set_config('app.tenant', '{tenant[0]}', false)")
+        def set_tenant(connection: Any, tenant: list[str] = tenant) -> None:
+            ask(connection, f"SELECT set_config('app.tenant', '{tenant[0]}', false)")
 
-        with telling(set_tenant):
+        with receiving(db.alias, set_tenant):
             seen = [ask(db, TENANT)]
             db.let_go()
             tenant[0] = "blue"
@@ -208,11 +194,10 @@ def test_a_base_that_sends_something_when_it_closes_gets_another_connection(
     now = "a"
 
     def set_something(connection: Any) -> None:
-        if connection.alias == alias:
-            ask(connection, f"SELECT set_config('app.{now}', '1', false)")
+        ask(connection, f"SELECT set_config('app.{now}', '1', false)")
 
     with (
-        telling(set_something),
+        receiving(alias, set_something),
         installed(alias, make_release_backend(resets_a_role(stock, always=True))) as db,
     ):
         for mine in ("a", "b", "c"):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 from django.db import DataError, OperationalError, connections, transaction
-from django.db.backends.signals import connection_created
 from helpers import backend_pid, census, forget_pool, pool_of_one, run_in_thread
+from receivers import receiving
 from settings import MANUAL_OF, STOCK_OF
 from side_by_side import assert_same, describe, observe, rolled_back
 from traffic import warm_up
@@ -31,21 +31,6 @@ class Sent(NamedTuple):
     pid: int
     in_atomic_block: bool
     autocommit: bool
-
-
-@contextmanager
-def receiving(alias: str, receiver: Callable[[Any], Any]) -> Iterator[None]:
-    """Call `receiver(wrapper)` whenever a wrapper of `alias` sends the signal."""
-
-    def receive(connection: Any, **kwargs: Any) -> None:
-        if connection.alias == alias:
-            receiver(connection)
-
-    connection_created.connect(receive)
-    try:
-        yield
-    finally:
-        connection_created.disconnect(receive)
 
 
 @pytest.fixture

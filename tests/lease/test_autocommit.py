@@ -16,9 +16,9 @@ from django.db import (
     connections,
     transaction,
 )
-from django.db.backends.signals import connection_created
 from helpers import backend_pid, census, installed, pool_of_one, run_in_thread
 from items import Item
+from receivers import receiving
 from settings import MANUAL_OF, STOCK_OF
 from side_by_side import Program, assert_same, describe, observe, rolled_back
 from traffic import warm_up
@@ -331,14 +331,12 @@ def is_usable_after_a_savepoint_by_hand(db: Any) -> Any:
 
 @program
 def a_receiver_queries_for_each_connection(db: Any) -> Any:
-    def query(connection: Any, **kwargs: Any) -> None:
-        if connection.alias == db.alias:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT 1")
+    def query(connection: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
 
     db.close()
-    connection_created.connect(query)
-    try:
+    with receiving(db.alias, query):
         insert(db, "a")
         if not db.get_autocommit():
             db.commit()
@@ -351,8 +349,6 @@ def a_receiver_queries_for_each_connection(db: Any) -> Any:
         with transaction.atomic(db.alias):
             insert(db, "d")
         db.close()
-    finally:
-        connection_created.disconnect(query)
 
 
 def end_the_connection_used_last(pid: int) -> None:

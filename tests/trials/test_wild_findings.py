@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db.backends.signals import connection_created
+from receivers import receiving
 from sessions import ask, in_another_request, pool_for_one
-
-
-@contextmanager
-def receiving(alias: str, receive: Any) -> Iterator[None]:
-    def of_alias(connection: Any, **kwargs: Any) -> None:
-        if connection.alias == alias:
-            receive(connection)
-
-    connection_created.connect(of_alias)
-    try:
-        yield
-    finally:
-        connection_created.disconnect(of_alias)
 
 
 def test_what_receivers_set_before_one_raised_is_not_the_next_requests(alias: str) -> None:
