@@ -133,22 +133,27 @@ class AutoConnectionReleaseCursor(_Base):
 
     def close(self) -> None:
         """Close the cursor; on return its hold has ended, whatever was raised."""
-        raw = self.cursor
+        raw, lease = self.cursor, self.db._lease
+        if lease.portals and lease.portal_closed_elsewhere(raw, raw.close):
+            return
         try:
             raw.close()
         finally:
-            self.db._lease.cursor_closed(raw)
+            lease.cursor_closed(raw)
 
 
 class _ClosesThroughBase(AutoConnectionReleaseCursor):
     """For a base cursor class that has a `close()` of its own; Django's have none."""
 
     def close(self) -> None:
-        raw = self.cursor
+        raw, lease = self.cursor, self.db._lease
+        close = super(AutoConnectionReleaseCursor, self).close  # type: ignore[misc]
+        if lease.portals and lease.portal_closed_elsewhere(raw, close):
+            return
         try:
-            super(AutoConnectionReleaseCursor, self).close()  # type: ignore[misc]
+            close()
         finally:
-            self.db._lease.cursor_closed(raw)
+            lease.cursor_closed(raw)
 
 
 # Django finds these in the driver's cursor by `__getattr__`, and wraps them to translate

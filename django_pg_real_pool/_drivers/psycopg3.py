@@ -21,7 +21,7 @@ from .._process.locks import T, with_undo
 from .._process.weak import WeakBag
 from . import RENEW, TOUCHED, Driver, Heard, Statement, perhaps, statement
 from .question import ask
-from .sockets import cut, peeker, waiter
+from .sockets import cut, peeker, shut_down, waiter
 
 #: Stands for a side of the session that psycopg keeps elsewhere: no reset will do.
 UNKNOWN = ("unknown",)
@@ -41,6 +41,9 @@ _BEGIN = re.compile(rb"\b(?:begin|start\s+transaction)\b", re.IGNORECASE)
 
 #: Seconds that a server may take to answer the check of an idle connection.
 CHECK_TIMEOUT = 5.0
+
+#: Seconds that another thread has to leave a connection that is to be closed.
+FAREWELL = 0.2
 
 #: Every physical connection of this process that is known.
 _physicals: WeakBag[Any] = WeakBag()
@@ -179,8 +182,8 @@ class Psycopg(Driver):
         return bool(physical.lock.locked())
 
     def cut(self, physical: Any) -> None:
+        physical.lock.release()  # nobody else can be in there
         end(physical)
-        physical.lock.release()
 
     def mode_if_ready(
         self, physical: Any, heard: Heard | None, window: float | None, now: float
@@ -372,10 +375,24 @@ class Psycopg(Driver):
 
 def end(physical: Any) -> None:
     """Close a connection for good, though its pool may want it back when it is closed."""
+    if physical.lock.locked():
+        _wake(physical)
     names = physical.__dict__
     pool, names["_pool"] = names.get("_pool"), None
     physical.close()
     names["_pool"] = pool  # who has closed it, gives it back
+
+
+def _wake(physical: Any) -> None:
+    """Let nobody wait for an answer on a connection that is about to be closed.
+
+    To close a socket wakes nobody.  psycopg would go on to wait on its number, which the next
+    socket gets.  So it is shut down, and whoever waits has a moment to see that.
+    """
+    with suppress(Exception):  # it is closed already
+        shut_down(physical.pgconn.socket)
+    if physical.lock.acquire(timeout=FAREWELL):
+        physical.lock.release()
 
 
 def _client_side(physical: Any) -> tuple[Any, ...] | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 from _thread import get_ident
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 from weakref import ref
 
 from .._process import collector
-from .._process.locks import locked
+from .._process.locks import locked, try_locked
 from .._process.origins import find_origin
 from .._settings import warns_of_unclosed_cursors
 from . import keeping, setup, transactions
@@ -40,16 +40,55 @@ def cursor_opened(lease: Any, raw: Any) -> None:
 
 def cursor_closed(lease: Any, raw: Any) -> None:
     """End a cursor's hold.  A cursor of an earlier lease changes nothing."""
-    if collector.here.is_at_work or (
+    if _is_elsewhere(lease):
+        _note_closed_elsewhere(lease, raw)
+    else:
+        _cursor_closed(lease, raw)
+
+
+def _is_elsewhere(lease: Any) -> bool:
+    """Return whether nothing may be released here: not the lease's thread, or a finaliser."""
+    return collector.here.is_at_work or (
         get_ident() != lease.wrapper._thread_ident
         and not lease.wrapper.allow_thread_sharing
-    ):
-        # Leave it to this wrapper's next entry, or to the reaper.
-        who = id(raw)
-        find = lease.holds.now.get(CURSOR, {}).get(who)
-        lease.closed_elsewhere.append((who, find))
+    )
+
+
+def _note_closed_elsewhere(lease: Any, raw: Any) -> None:
+    """Leave the end of its hold to this wrapper's next entry, or to the reaper."""
+    who = id(raw)
+    find = lease.holds.now.get(CURSOR, {}).get(who)
+    lease.closed_elsewhere.append((who, find))
+
+
+def portal_closed_elsewhere(lease: Any, raw: Any, close: Callable[[], None]) -> bool:
+    """Close a cursor with a portal on another thread, or in a finaliser.
+
+    To end a portal is a statement.  It is sent only within the lease's lock, for else its own
+    thread could give the connection back, or close it, meanwhile.  If that thread is at work
+    on the lease now, or in a statement, the portal is left to it.
+
+    Returns False if the cursor has no portal, or this is its own thread.
+    """
+    if id(raw) not in lease.portals or not _is_elsewhere(lease):
+        return False
+    try:
+        try_locked(lease, _close_if_free, lease, raw, close)
+        if id(raw) in lease.portals:
+            lease.hooks.driver.detach(raw, False)  # who drops it, is warned of nothing
+    finally:
+        _note_closed_elsewhere(lease, raw)
+    return True
+
+
+def _close_if_free(lease: Any, raw: Any, close: Callable[[], None]) -> None:
+    if id(raw) not in lease.portals or not _may_ask(lease):
         return
-    _cursor_closed(lease, raw)
+    try:
+        close()
+    finally:
+        del lease.portals[id(raw)]
+        _note_portal_left(lease)
 
 
 @locked
@@ -64,7 +103,8 @@ def _cursor_closed(lease: Any, raw: Any) -> None:
 
 def _note_portal_left(lease: Any) -> None:
     """A portal can't be closed in a failed transaction, and may outlive its rollback."""
-    if lease.physical is not None and lease.hooks.driver.has_failed(lease.physical):
+    physical = lease.physical
+    if physical is not None and lease.hooks.driver.has_failed(physical):
         lease.owe(CLEANING)
 
 
@@ -131,8 +171,7 @@ def reclaim(lease: Any, politely: bool = True) -> list[str]:
     while lease.closed_elsewhere:
         who, find = lease.closed_elsewhere.pop()
         if find is not None and holds.now.get(CURSOR, {}).get(who) is find:
-            if lease.portals.pop(who, None) is not None:
-                _note_portal_left(lease)
+            _end_portal(lease, who, politely)
             holds.happened(CURSOR_CLOSED, who)
     for event, who in holds.lost():
         origin = holds.origins.get(who)
@@ -142,13 +181,18 @@ def reclaim(lease: Any, politely: bool = True) -> list[str]:
             "which kept its connection until now"
             + (f"; it was opened at {origin}" if origin else "")
         )
-        portal = lease.portals.pop(who, None)
-        if portal is not None and politely:
-            _close_portal(lease, portal)
-        elif portal is not None:
-            lease.owe(CLEANING)
+        _end_portal(lease, who, politely)
         lost.append(message)
     return lost
+
+
+def _end_portal(lease: Any, who: Hashable, politely: bool) -> None:
+    """End the portal of a cursor that is closed or dropped, if it has been left."""
+    portal = lease.portals.pop(who, None)
+    if portal is not None and politely:
+        _close_portal(lease, portal)
+    elif portal is not None:
+        lease.owe(CLEANING)
 
 
 def warn_of(lost: list[str]) -> None:
@@ -177,8 +221,9 @@ def _may_ask(lease: Any) -> bool:
     Who streams has psycopg's lock until its last row.  That may be this thread, or one that
     shares the wrapper, which may want the lease's lock meanwhile.
     """
+    physical = lease.physical  # once: a signal handler may close in between
     return not lease.wrapper.allow_thread_sharing and not (
-        lease.physical is not None and lease.hooks.driver.is_stuck(lease.physical)
+        physical is not None and lease.hooks.driver.is_stuck(physical)
     )
 
 

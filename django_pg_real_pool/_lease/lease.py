@@ -459,6 +459,7 @@ class Lease:
     base_cursor = cursors.base_cursor
     cursor_opened = cursors.cursor_opened
     cursor_closed = cursors.cursor_closed
+    portal_closed_elsewhere = cursors.portal_closed_elsewhere
 
     # ##### What the session owes #####
 
@@ -475,8 +476,9 @@ class Lease:
 
     def _look_at_driver_side(self) -> None:
         """Remember how the connection is, before somebody may change what no reset undoes."""
-        if self.physical is not None:
-            self.hooks.driver.snapshot(self.physical)
+        physical = self.physical
+        if physical is not None:
+            self.hooks.driver.snapshot(physical)
 
     # ##### Statements #####
 
