@@ -16,6 +16,7 @@ from django.db.backends.signals import connection_created
 from .._drivers import PERHAPS, RENEW, TOUCHED, Heard, Statement, text_of
 from .._process.locks import T, with_undo
 from .._session import only_writes_rows
+from .._settings import SessionPolicy
 from . import giving_back, transactions
 from .facts import TRANSACTION_STATE, Debt, Phase, Transaction
 from .rule import Hold
@@ -280,7 +281,8 @@ def forget_other_base(lease: Any) -> None:
     What comes next is sent by hand, through the driver's connection, so it may make none.
     """
     if (
-        lease.sent_by_base is None
+        lease.options.session_state is not SessionPolicy.IGNORE
+        and lease.sent_by_base is None
         and lease.physical is not None
         and lease.transaction is Transaction.NONE
         and Hold.CURSOR not in lease.holds.now
@@ -300,7 +302,7 @@ def _begin_anew(lease: Any, sent: Heard) -> None:
     to_say = tuple(said for said in sent if _can_be_repeated(said) and _may_set(said))
 
     def begin_anew() -> bool:
-        if not (giving_back.clean(lease) and _set_up(lease, announce=True)):
+        if not (giving_back.clean(lease) and _set_up_again(lease)):
             return False
         with lease.wrapper.wrap_database_errors:
             driver.say(physical, to_say)
@@ -314,6 +316,21 @@ def _begin_anew(lease: Any, sent: Heard) -> None:
     finally:
         if not has_begun:
             driver.end(physical)  # nobody may use it as it is
+
+
+def _set_up_again(lease: Any) -> bool:
+    """Set a session up that was cleaned since it was announced; announce it only if need be.
+
+    Receivers have heard of this connection already.  What they have sent is said again.
+    """
+    driver, physical, heard = lease.hooks.driver, lease.physical, lease.heard
+    if not _can_be_said(heard, instead_of=heard):
+        return _set_up(lease, announce=True)
+    _initialise(lease, announce=True)
+    with lease.wrapper.wrap_database_errors:
+        driver.say(physical, tuple(filter(_may_set, heard)))
+    driver.mark_set_up(physical, heard)
+    return True
 
 
 def noting(

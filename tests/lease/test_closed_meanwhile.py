@@ -15,6 +15,7 @@ from django.db import ProgrammingError, connections, transaction
 from faults import extra_alias
 from helpers import DEADLINE, backend_pid, census, installed, run_in_thread, shared
 from leases import Stop
+from receivers import receiving
 from sessions import ask, pool_for_one
 from settings import STOCK_OF
 
@@ -370,11 +371,8 @@ def test_a_base_may_lock_what_its_cursors_need() -> None:
 # ##### By hand #####
 
 
-@pytest.mark.parametrize("how", ["pin", "connect"])
-def test_what_a_base_has_set_is_not_there_for_what_is_sent_by_hand(
-    alias: str, how: str
-) -> None:
-    """S3: the driver's connection makes no cursor of the base's, which would set its own."""
+def with_tenants(alias: str) -> Any:
+    """Return an engine whose base sets, with each cursor, the tenant that the wrapper has."""
     stock: Any = type(connections[STOCK_OF[alias]])
 
     class Base(stock):  # type: ignore[misc]
@@ -388,31 +386,76 @@ def test_what_a_base_has_set_is_not_there_for_what_is_sent_by_hand(
             return cursor
 
     Base.__module__ = "a_users.base"
-    with installed(alias, make_release_backend(Base)) as db:
+    return make_release_backend(Base)
+
+
+def ask_by_hand(alias: str, how: str, *settings: str) -> Any:
+    """Return the server process and settings, asked through the driver's connection."""
+    mine: Any = connections[alias]
+
+    def ask_driver() -> Any:
+        cursor = mine.connection.cursor()
+        columns = [f"coalesce(current_setting('{name}', true), '')" for name in settings]
+        cursor.execute(f"SELECT {', '.join(['pg_backend_pid()', *columns])}")
+        return cursor.fetchone()
+
+    try:
+        if how == "pin":
+            with pin_connection(alias):
+                return ask_driver()
+        mine.ensure_connection()
+        return ask_driver()
+    finally:
+        mine.close()
+
+
+by_hand = pytest.mark.parametrize("how", ["pin", "connect"])
+
+
+@by_hand
+def test_what_a_base_has_set_is_not_there_for_what_is_sent_by_hand(
+    alias: str, how: str
+) -> None:
+    """S3: the driver's connection makes no cursor of the base's, which would set its own."""
+    with installed(alias, with_tenants(alias)) as db:
         db.tenant = "red"
         red = backend_pid(alias)
         db.close()
+        found = run_in_thread(lambda: ask_by_hand(alias, how, "app.tenant"))
+        assert found == (red, "")
 
-        def ask_by_hand() -> Any:
-            mine: Any = connections[alias]
-            if how == "pin":
-                with pin_connection(alias):
-                    found = by_hand(mine)
-            else:
-                mine.ensure_connection()
-                found = by_hand(mine)
-            mine.close()
-            return found
 
-        def by_hand(mine: Any) -> Any:
-            sql = (
-                "SELECT pg_backend_pid(), coalesce(current_setting('app.tenant', true), '')"
-            )
-            cursor = mine.connection.cursor()
-            cursor.execute(sql)
-            return cursor.fetchone()
+@by_hand
+def test_what_receivers_have_set_is_there_for_it(alias: str, how: str) -> None:
+    """D4: and they hear of one connection once, though its session was cleaned."""
 
-        assert run_in_thread(ask_by_hand) == (red, "")
+    def set_user(connection: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET app.\"user\" = 'one'")
+
+    with installed(alias, with_tenants(alias)) as db, receiving(alias, set_user) as heard:
+        db.tenant = "red"
+        red = backend_pid(alias)
+        db.close()
+        heard.clear()
+        found = run_in_thread(lambda: ask_by_hand(alias, how, "app.tenant", "app.user"))
+        assert found == (red, "", "one")
+        assert len(heard) == 1
+
+
+@by_hand
+def test_the_policy_ignore_lets_it_be(alias: str, how: str) -> None:
+    """S4: the session is as the pool has it, as with stock."""
+    options: Any = {"RELEASE_OPTIONS": {"SESSION_STATE": "ignore"}}
+    with (
+        pool_for_one(alias, **options) as name,
+        installed(name, with_tenants(alias)) as db,
+    ):
+        db.tenant = "red"
+        red = backend_pid(name)
+        db.close()
+        found = run_in_thread(lambda: ask_by_hand(name, how, "app.tenant"))
+        assert found == (red, "red")
 
 
 # ##### An interruption #####
