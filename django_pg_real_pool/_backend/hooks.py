@@ -44,6 +44,8 @@ class Hooks:
     health_check: bool = field(repr=False)
     #: The base has a `_cursor()` of its own, beneath the upper layer.
     cursor: bool
+    #: The base has an `ensure_connection()` of its own.
+    ensure: bool = field(repr=False)
     #: A base's `init_connection_state()` must run at every checkout, because it may
     #: keep on the wrapper what it learns of the connection.
     init_every_time: bool
@@ -133,6 +135,8 @@ def read(cls: Any) -> Hooks:
         close=close,
         health_check=not is_djangos(definer(cls, "close_if_health_check_failed")),
         cursor=_is_of_base(cls, "_cursor"),
+        ensure=_is_of_base(cls, "ensure_connection")
+        and not is_djangos(definer(cls, "ensure_connection")),
         init_every_time=not _runs_once(cls, "init_connection_state"),
         create_cursor=undecorated(cls.create_cursor),
         own_close=not is_known(definer(cls, "_close")),

@@ -82,6 +82,8 @@ class ConnectionReleaseMixin(_Base):
         registry.add_adapter(cls._hooks.pool)
         if cls._hooks.cursor:
             cls._cursor = _guarded_cursor  # type: ignore[assignment, method-assign]
+        if cls._hooks.ensure:
+            cls.ensure_connection = _guarded_ensure  # type: ignore[assignment, method-assign]
         replace_parts(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -370,3 +372,23 @@ def _guarded_cursor(self: ConnectionReleaseMixin, name: str | None = None) -> An
     """Stands above a base's own `_cursor()`."""
     make = super(ConnectionReleaseMixin, self)._cursor
     return self._lease.base_cursor(partial(make, name))
+
+
+@async_unsafe
+def _guarded_ensure(self: ConnectionReleaseMixin) -> None:
+    """Stands above a base's own `ensure_connection()`, which may close and try again.
+
+    Stock has connected where a block begins, so there nothing is done in the block.  Here its
+    `close()` is not to end the block, nor what follows to begin anew.
+    """
+    ensure, lease = super(ConnectionReleaseMixin, self).ensure_connection, self._lease
+    if (
+        lease.use is not POOLED
+        or self.connection is not None
+        or lease.phase is not Phase.FREE
+        or self.closed_in_transaction
+        or self._thread_sharing_count
+    ):
+        ensure()
+    else:
+        lease.connect_in_block(ensure)

@@ -340,6 +340,139 @@ def test_a_block_is_whole_though_its_base_closes_before_it_connects(
     assert census(alias).in_use == 0
 
 
+# ##### It closes where it can't connect #####
+
+
+def fails_to_connect(stock: Any, **methods: Any) -> Any:
+    """Return a base whose next `fails` attempts to connect fail."""
+
+    def get_new_connection(self: Any, params: Any) -> Any:
+        if self.fails:
+            self.fails -= 1
+            raise self.Database.OperationalError("not this time")
+        return super(base, self).get_new_connection(params)
+
+    base = made_with(stock, get_new_connection=get_new_connection, fails=0, **methods)
+    return base
+
+
+def gives_up_in_connect(stock: Any) -> Any:
+    def connect(self: Any) -> None:
+        try:
+            super(base, self).connect()
+        except self.Database.OperationalError:
+            self.close()
+            raise
+
+    base = made_with(fails_to_connect(stock), connect=connect)
+    return base
+
+
+def gives_up_in_ensure_connection(stock: Any) -> Any:
+    def ensure_connection(self: Any) -> None:
+        try:
+            super(base, self).ensure_connection()
+        except OperationalError:
+            self.close()
+            raise
+
+    base = made_with(fails_to_connect(stock), ensure_connection=ensure_connection)
+    return base
+
+
+def connects_at_last(stock: Any) -> Any:
+    def ensure_connection(self: Any) -> None:
+        while self.connection is None:
+            try:
+                self.connect()
+            except self.Database.OperationalError:
+                self.close()
+
+    return made_with(fails_to_connect(stock), ensure_connection=ensure_connection)
+
+
+def lose_the_first_of_two(db: Any) -> None:
+    """Raise out of a block whose first statement found no connection, and whose second did."""
+    with suppress(ZeroDivisionError), transaction.atomic(using=db.alias):
+        with suppress(OperationalError), transaction.atomic(using=db.alias):
+            insert(db, "one")
+        db.fails = 0
+        assert db.in_atomic_block
+        insert(db, "two")
+        raise ZeroDivisionError
+
+
+def lose_one_in_manual_mode(db: Any) -> None:
+    db.set_autocommit(False)
+    with suppress(OperationalError):
+        insert(db, "one")
+    db.fails = 0
+    assert not db.get_autocommit()
+    insert(db, "two")
+    db.rollback()
+    db.set_autocommit(True)
+
+
+def ensure_in_a_block(db: Any) -> None:
+    """As assertNumQueries() does."""
+    with suppress(ZeroDivisionError), transaction.atomic(using=db.alias):
+        with suppress(OperationalError):
+            db.ensure_connection()
+        db.fails = 0
+        insert(db, "one")
+        assert db.in_atomic_block
+        insert(db, "two")
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "program", [lose_the_first_of_two, lose_one_in_manual_mode, ensure_in_a_block]
+)
+@pytest.mark.parametrize(
+    "base", [gives_up_in_connect, gives_up_in_ensure_connection, connects_at_last]
+)
+def test_a_block_goes_on_though_its_base_has_closed(
+    alias: str, base: Callable[[Any], Any], program: Callable[[Any], None], observer: Any
+) -> None:
+    """A4, F7, D2: nothing of it is committed by itself, and the mode stays as it was set."""
+    made = make_release_backend(base(type(connections[STOCK_OF[alias]])))
+    with installed(alias, made) as db:
+        ask(db, "SELECT 1")
+        db.fails = 1
+        program(db)
+        assert not db.in_atomic_block
+        assert db.get_autocommit()
+        db.close()
+    assert observer.execute("SELECT name FROM item").fetchall() == []
+    assert census(alias).in_use == 0
+
+
+@pytest.mark.parametrize("program", [lose_the_first_of_two, lose_one_in_manual_mode])
+def test_a_block_goes_on_though_a_receiver_has_closed(
+    alias: str, program: Callable[[Any], None], observer: Any
+) -> None:
+    """A4, F7, D2: of the engine as it is."""
+
+    def refuse(db: Any) -> None:
+        if refusals:
+            refusals.pop()
+            db.close()
+            raise OperationalError("not this time")
+
+    db: Any = connections[alias]
+    db.close()
+    refusals = [1]
+    with receiving(alias, refuse):
+        program(db)
+        assert not refusals
+    db.close()
+    assert observer.execute("SELECT name FROM item").fetchall() == []
+    assert census(alias).in_use == 0
+
+
+# ##### Its own class is a base again #####
+
+
 def test_a_subclass_of_a_made_class_may_close_before_it_connects(
     alias: str, observer: Any
 ) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.core.management import get_commands
+from django.core.management.commands import migrate
 from django.db import connections
 from helpers import census, forget_pool, installed, run_in_thread
 from settings import STOCK_OF
@@ -71,6 +73,30 @@ def test_making_a_test_database_keeps_no_connection(engine: str, bases: Any) -> 
             assert census(engine).in_use == 0
         finally:
             db.creation.destroy_test_db(name, verbosity=0)
+
+
+@pytest.mark.parametrize("engine", ["native", "dj", "own"])
+def test_who_connects_while_it_is_made_is_connected(engine: str) -> None:
+    """D1: Django's last step is told from a command's own, which may go on with it."""
+    db: Any = connections[engine]
+    name, found = db.settings_dict["NAME"], []
+
+    class Command(migrate.Command):
+        def handle(self, *args: Any, **options: Any) -> None:
+            db.ensure_connection()
+            found.append(db.connection)
+            db.close()
+            super().handle(*args, **options)
+
+    commands = get_commands()
+    before, commands["migrate"] = commands["migrate"], Command()  # type: ignore[assignment]
+    try:
+        db.creation.create_test_db(verbosity=0, autoclobber=True)
+    finally:
+        commands["migrate"] = before
+        db.creation.destroy_test_db(name, verbosity=0)
+    assert found
+    assert None not in found
 
 
 def test_making_a_test_database_without_a_pool_is_as_stock() -> None:

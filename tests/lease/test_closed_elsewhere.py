@@ -21,6 +21,7 @@ from psycopg import Connection
 from sessions import ask, pool_for_one
 
 from django_pg_real_pool._process import collector
+from django_pg_real_pool._process.locks import try_locked
 
 # What is left of a cursor that nobody closed has to be told of elsewhere.
 pytestmark = pytest.mark.filterwarnings("error::ResourceWarning")
@@ -93,39 +94,29 @@ def test_its_owner_waits_until_the_server_has_answered(
         assert request.do(lambda: backend_pid(request.alias)) == request.pid
 
 
-def test_nothing_is_sent_while_its_owner_is_at_work(
-    alias: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_sent_while_its_owner_is_at_work(alias: str) -> None:
     """R3, R6: not even if the portal must wait; its own thread ends that, and the lease."""
+    is_at_work, may_go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        is_at_work.set()
+        may_go_on.wait(DEADLINE)
+
     with request_of(alias) as request:
         lease = request.do(request.lease)
-        is_at_work, may_go_on = threading.Event(), threading.Event()
-
-        def work() -> None:
-            is_at_work.set()
-            may_go_on.wait(DEADLINE)
-
-        real = type(lease).settle
-        monkeypatch.setattr(type(lease), "settle", lambda self: (work(), real(self))[1])
-        working = request.start(lambda: with_lock(lease, lease.settle))
+        working = request.start(lambda: try_locked(lease, work))
         is_at_work.wait(DEADLINE)
         request.rows.close()
-        assert [*lease.portals.values()]
+        assert lease.portals
+        del request.rows  # which no ResourceWarning tells of
         may_go_on.set()
         working.result(DEADLINE)
         assert request.do(lambda: backend_pid(request.alias)) == request.pid
         assert not lease.is_held
-        del request.rows  # no ResourceWarning
-
-
-def with_lock(lease: Any, do: Callable[[], Any]) -> Any:
-    from django_pg_real_pool._process.locks import try_locked
-
-    return try_locked(lease, do)
 
 
 def test_nothing_is_sent_while_a_statement_is_on_its_way(
-    alias: str, monkeypatch: pytest.MonkeyPatch
+    alias: str,
 ) -> None:
     """R6: Python may collect an iterator under psycopg's own lock, which is no RLock."""
     with request_of(alias) as request:
