@@ -47,6 +47,7 @@ DEBIAN: dict[str, list[str]] = {
     "dj-postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
     "driver-c": ["gcc", "libpq-dev"],
     "driver-python": ["libpq5"],
+    "metrics": ["prometheus"],
     "pgbouncer": ["pgbouncer"],
     "postgis": ["postgresql-postgis", "gdal-bin", "libgeos-dev"],
     "postgres-extra": ["postgresql"],

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import os
+import re
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -16,13 +19,16 @@ import httpx
 import psycopg
 import pytest
 from helpers import wait_until
+from places import DOCS
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
+from second_server import free_port
 
 from neighbours.broker import working
 from neighbours.load import ask, serving
 from neighbours.processes import Running
+from neighbours.prometheus_server import Prometheus, prometheus
 from neighbours.site.gunicorn_conf import __file__ as CONFIG
 
 WORKERS = 4
@@ -40,12 +46,12 @@ NINE = {
 
 
 @contextmanager
-def gunicorn(*options: str) -> Iterator[Running]:
+def gunicorn(*options: str, timeout: int = 60) -> Iterator[Running]:
     arguments = ["gunicorn", "--bind", "unix:socket", "--no-control-socket"]
     arguments += ["--worker-class", "gthread", "--graceful-timeout", "5"]
     arguments += ["--workers", str(WORKERS), "--threads", str(THREADS // WORKERS)]
     arguments += ["--config", CONFIG, *options, "neighbours.site.wsgi:application"]
-    settings = {"ALIAS": "native", "POOL_SIZE": POOL, "METRICS": 1, "POOL_TIMEOUT": 60}
+    settings = {"ALIAS": "native", "POOL_SIZE": POOL, "METRICS": 1, "POOL_TIMEOUT": timeout}
     with serving(arguments, settings) as server:
         yield server
 
@@ -188,3 +194,74 @@ def test_celerys_processes_are_summed(folder: Path) -> None:
         labels = {f"{PREFIX}pool_name": "default"}
         counted = registry.get_sample_value(f"{PREFIX}wait_time_seconds_count", labels)
         assert counted == 3 * len(results) + 1  # that of the parent, before it forked
+
+
+ALERTS = DOCS / "_static" / "pool-alerts.yml"
+DASHBOARD = DOCS / "_static" / "pool-dashboard.json"
+
+
+def variables_of(board: dict[str, Any], server: Prometheus) -> dict[str, str]:
+    """Return what a dashboard's variables are when all values are chosen."""
+    found = {"__rate_interval": "1m"}
+    for each in board["templating"]["list"]:
+        if each["type"] == "query":
+            asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", each["query"])
+            assert asked
+            found[each["name"]] = "|".join(server.label_values(*asked.groups()))
+    return found
+
+
+def empty_panels(server: Prometheus) -> list[str]:
+    """Return the dashboard's expressions that Prometheus has no number for."""
+    board = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    variables = variables_of(board, server)
+    found = []
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            expression = target["expr"]
+            for name, value in variables.items():
+                expression = expression.replace(f"${name}", value)
+            assert "$" not in expression
+            values = server.values(expression)
+            if not values or any(map(math.isnan, values)):
+                found.append(expression)
+    return found
+
+
+def test_a_real_prometheus_draws_the_dashboard_and_fires_the_alerts(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Each panel has figures; each alert's condition comes true when it should."""
+    target = f"127.0.0.1:{free_port()}"
+    of_prometheus = tmp_path_factory.mktemp("prometheus")
+    with (
+        gunicorn("--bind", target, timeout=8) as site,
+        prometheus(of_prometheus, target, ALERTS) as server,
+    ):
+        ask(site, "/order/", times=200, at_once=THREADS)
+        wait_until(lambda: server.values("up") == [1], "the page is scraped", seconds=10)
+        assert server.alerts() == {}
+
+        # As many as there are threads, and as many again that come when those have given up.
+        with ThreadPoolExecutor(1) as executor:
+            with locked():
+                pages = executor.submit(ask, site, "/held/", 2 * THREADS, 2 * THREADS)
+                wait_until(
+                    lambda: server.alerts().keys() >= {"PoolExhausted", "PoolNearlyFull"},
+                    "what happens while connections are held is told",
+                    seconds=60,
+                )
+            with pytest.raises(httpx.HTTPStatusError, match="500"):
+                pages.result()
+        wait_until(
+            lambda: server.alerts().keys() >= {"PoolWaits", "ConnectionHeldLong"},
+            "what is known when they are back is told",
+            seconds=60,
+        )
+        assert server.alerts()["PoolExhausted"] == "firing"
+
+        # A new worker makes connections, and does what the others did.
+        orders = ask(site, "/order/", times=20, at_once=THREADS)
+        os.kill(orders[0]["worker"], signal.SIGKILL)
+        ask(site, "/order/", times=200, at_once=THREADS)
+        wait_until(lambda: empty_panels(server) == [], "each panel has figures", seconds=60)
