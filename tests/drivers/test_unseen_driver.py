@@ -20,7 +20,7 @@ from faults import extra_alias
 from helpers import backend_pid, installed
 
 from django_pg_real_pool import make_release_backend, pin_connection
-from django_pg_real_pool._drivers import Driver
+from django_pg_real_pool._drivers import Driver, statement
 
 ALIAS = "unseen"
 
@@ -288,6 +288,49 @@ def test_what_a_connection_has_heard_is_not_forgotten_with_its_types() -> None:
 def test_a_cursor_of_an_unseen_driver_does_not_tell_what_it_has_sent() -> None:
     """F7: by its mode alone such a driver is taken to be in a transaction."""
     assert not Driver().may_have_begun(object())
+
+
+def test_nothing_is_concluded_from_what_it_does_not_tell() -> None:
+    """D6: such as a failed transaction, or a statement that is under way."""
+    driver, physical = Driver(), sqlite3.connect(":memory:")
+    cursor = physical.execute("SELECT 1")
+    assert not driver.is_busy(physical)
+    assert not driver.has_failed(physical)
+    assert not driver.has_new_types(physical)
+    assert not driver.is_stuck(physical)
+    assert not driver.hears(cursor)
+    assert driver.touches(physical) == ()
+    assert driver.listen(physical, [], lambda: "done") == "done"
+    physical.close()
+
+
+def test_what_was_heard_can_be_said_by_its_cursors() -> None:
+    """D4: with parameters of whatever kind, and without."""
+    physical = sqlite3.connect(":memory:", isolation_level=None)
+    params = {"name": "two"}
+    said = (
+        statement("CREATE TABLE item (name)", None, physical),
+        statement("INSERT INTO item VALUES (?)", ["one"], physical),
+        statement("INSERT INTO item VALUES (:name)", params, physical),
+    )
+    params["name"] = "another"  # it was noted as a copy
+    Driver().say(physical, said)
+    assert physical.execute("SELECT name FROM item").fetchall() == [("one",), ("two",)]
+    physical.close()
+
+
+def test_its_cursors_and_connections_are_closed_for_good() -> None:
+    """R8: those that may ask the server; a connection that is to be replaced, in any case."""
+    driver, physical = Driver(), sqlite3.connect(":memory:")
+    cursor = physical.cursor()
+    assert not driver.detach(cursor, may_ask=False)
+    cursor.execute("SELECT 1")
+    assert driver.detach(cursor, may_ask=True)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
+        cursor.execute("SELECT 1")
+    driver.end(physical)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+        physical.cursor()
 
 
 def test_a_base_need_not_be_able_to_close_its_pool(unseen: Any) -> None:
