@@ -345,7 +345,7 @@ def cant_connect(alias: str) -> str:
     assert warning.id == "django_pg_real_pool.W007"
     assert warning.level == checks.WARNING
     assert warning.hint == (
-        "Correct HOST, PORT, NAME, USER, PASSWORD or OPTIONS in "
+        "Correct HOST, PORT, NAME, USER, PASSWORD, OPTIONS or TIME_ZONE in "
         f"DATABASES[{alias!r}], or start the server."
     )
     head, _, reason = warning.msg.partition(": can't connect: ")

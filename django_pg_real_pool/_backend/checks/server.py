@@ -31,7 +31,7 @@ def findings(wrapper: Any) -> Iterator[Finding]:
         yield Finding(
             7,
             f"can't connect: {server.reason.rstrip('.')}.",
-            "Correct HOST, PORT, NAME, USER, PASSWORD or OPTIONS in "
+            "Correct HOST, PORT, NAME, USER, PASSWORD, OPTIONS or TIME_ZONE in "
             f"DATABASES[{wrapper.alias!r}], or start the server.",
         )
     elif server.pooler is Pooler.OF_TRANSACTIONS:
