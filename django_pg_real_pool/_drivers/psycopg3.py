@@ -42,8 +42,9 @@ _BEGIN = re.compile(rb"\b(?:begin|start\s+transaction)\b", re.IGNORECASE)
 #: Seconds that a server may take to answer the check of an idle connection.
 CHECK_TIMEOUT = 5.0
 
-#: Seconds that another thread has to leave a connection that is to be closed.
-FAREWELL = 0.2
+#: Seconds that another thread has to leave a connection that is to be closed.  Not more: it
+#: may be this thread's own suspended `stream()` that has the lock.
+FAREWELL = 0.02
 
 #: Every physical connection of this process that is known.
 _physicals: WeakBag[Any] = WeakBag()
