@@ -417,11 +417,11 @@ def test_what_a_base_has_set_is_not_there_for_what_is_sent_by_hand(
     alias: str, how: str
 ) -> None:
     """S3: the driver's connection makes no cursor of the base's, which would set its own."""
-    with installed(alias, with_tenants(alias)) as db:
+    with pool_for_one(alias) as name, installed(name, with_tenants(alias)) as db:
         db.tenant = "red"
-        red = backend_pid(alias)
+        red = backend_pid(name)
         db.close()
-        found = run_in_thread(lambda: ask_by_hand(alias, how, "app.tenant"))
+        found = run_in_thread(lambda: ask_by_hand(name, how, "app.tenant"))
         assert found == (red, "")
 
 
@@ -433,12 +433,16 @@ def test_what_receivers_have_set_is_there_for_it(alias: str, how: str) -> None:
         with connection.cursor() as cursor:
             cursor.execute("SET app.\"user\" = 'one'")
 
-    with installed(alias, with_tenants(alias)) as db, receiving(alias, set_user) as heard:
+    with (
+        pool_for_one(alias) as name,
+        installed(name, with_tenants(alias)) as db,
+        receiving(name, set_user) as heard,
+    ):
         db.tenant = "red"
-        red = backend_pid(alias)
+        red = backend_pid(name)
         db.close()
         heard.clear()
-        found = run_in_thread(lambda: ask_by_hand(alias, how, "app.tenant", "app.user"))
+        found = run_in_thread(lambda: ask_by_hand(name, how, "app.tenant", "app.user"))
         assert found == (red, "", "one")
         assert len(heard) == 1
 
