@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connections, transaction
+from django.db import OperationalError, ProgrammingError, connections, transaction
 from helpers import DEADLINE, census, installed, run_in_thread, wait_until
 from receivers import receiving
 from settings import STOCK_OF
@@ -442,6 +442,33 @@ def test_a_block_goes_on_though_its_base_has_closed(
         program(db)
         assert not db.in_atomic_block
         assert db.get_autocommit()
+        db.close()
+    assert observer.execute("SELECT name FROM item").fetchall() == []
+    assert census(alias).in_use == 0
+
+
+def tries_twice(stock: Any) -> Any:
+    def ensure_connection(self: Any) -> None:
+        for _ in range(2):
+            if self.connection is None:
+                with suppress(OperationalError, ProgrammingError):
+                    self.connect()
+                    return
+                self.close()
+
+    base = made_with(stock, ensure_connection=ensure_connection)
+    return base
+
+
+def test_a_block_whose_connection_is_lost_does_not_go_on(alias: str, observer: Any) -> None:
+    """F7: such a base makes no new one for it, of which half would be committed."""
+    made = make_release_backend(tries_twice(type(connections[STOCK_OF[alias]])))
+    with installed(alias, made) as db:
+        with suppress(OperationalError, ProgrammingError), transaction.atomic(using=alias):
+            insert(db, "one")
+            db._lease.drop()
+            db.ensure_connection()
+            insert(db, "two")
         db.close()
     assert observer.execute("SELECT name FROM item").fetchall() == []
     assert census(alias).in_use == 0
