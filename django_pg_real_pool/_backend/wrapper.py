@@ -26,7 +26,7 @@ from django.utils.asyncio import async_unsafe
 from .. import _drivers
 from .._drivers import psycopg3
 from .._lease import setup
-from .._lease.facts import Phase, Pin, Transaction, Use
+from .._lease.facts import Phase, Pin, Use
 from .._lease.lease import CONNECT, Lease
 from .._lease.rule import Hold
 from .._pools import database_of
@@ -386,10 +386,10 @@ def _guarded_ensure(self: ConnectionReleaseMixin) -> None:
         lease.use is not POOLED
         or self.connection is not None
         or lease.phase is not Phase.FREE
-        or lease.transaction is not Transaction.NONE  # it is lost, and so is the block
         or self.closed_in_transaction
         or self._thread_sharing_count
     ):
         ensure()
     else:
+        lease.refuse_if_lost()
         lease.connect_in_block(ensure)
