@@ -30,8 +30,8 @@ def brief(alias: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[DryPool]:
     from own_pool.stock import base
 
     name = f"brief_{alias}"
+    monkeypatch.setattr(base, "TIMEOUT", 0.2)  # which a pool reads when it is made
     make_own_pool(name, 1)
-    monkeypatch.setattr(base, "TIMEOUT", 0.2)
     warm_up(name)
     used = connections[name]
     connections[name] = used.copy()
