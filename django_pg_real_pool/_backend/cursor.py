@@ -134,9 +134,9 @@ class AutoConnectionReleaseCursor(_Base):
     def close(self) -> None:
         """Close the cursor; on return its hold has ended, whatever was raised."""
         raw, lease = self.cursor, self.db._lease
-        if lease.portals and lease.portal_closed_elsewhere(raw, raw.close):
-            return
         try:
+            if lease.portals:
+                lease.end_portal_elsewhere(raw)
             raw.close()
         finally:
             lease.cursor_closed(raw)
@@ -147,11 +147,10 @@ class _ClosesThroughBase(AutoConnectionReleaseCursor):
 
     def close(self) -> None:
         raw, lease = self.cursor, self.db._lease
-        close = super(AutoConnectionReleaseCursor, self).close  # type: ignore[misc]
-        if lease.portals and lease.portal_closed_elsewhere(raw, close):
-            return
         try:
-            close()
+            if lease.portals:
+                lease.end_portal_elsewhere(raw)
+            super(AutoConnectionReleaseCursor, self).close()  # type: ignore[misc]
         finally:
             lease.cursor_closed(raw)
 

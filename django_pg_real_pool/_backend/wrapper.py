@@ -374,7 +374,6 @@ def _guarded_cursor(self: ConnectionReleaseMixin, name: str | None = None) -> An
     return self._lease.base_cursor(partial(make, name))
 
 
-@async_unsafe
 def _guarded_ensure(self: ConnectionReleaseMixin) -> None:
     """Stands above a base's own `ensure_connection()`, which may close and try again.
 
@@ -392,4 +391,4 @@ def _guarded_ensure(self: ConnectionReleaseMixin) -> None:
         ensure()
     else:
         lease.refuse_if_lost()
-        lease.connect_in_block(ensure)
+        setup.without_block(lease, ensure)

@@ -355,7 +355,7 @@ class Psycopg(Driver):
             if is_open and may_ask:
                 # It lives in the server's session: end it while that is still ours.
                 cursor.close()
-                is_open = False
+                is_open = not cursor.closed  # one that was cut off closes nothing
         finally:
             # The rows that it fetched stay readable, so a cursor is cut off, not closed.
             # One with a portal as well: psycopg's execute() sends CLOSE, then refuses.

@@ -61,33 +61,29 @@ def _note_closed_elsewhere(lease: Any, raw: Any) -> None:
     lease.closed_elsewhere.append((who, find))
 
 
-def portal_closed_elsewhere(lease: Any, raw: Any, close: Callable[[], None]) -> bool:
-    """Close a cursor with a portal on another thread, or in a finaliser.
+def end_portal_elsewhere(lease: Any, raw: Any) -> None:
+    """End a cursor's portal where it is closed on another thread, or in a finaliser.
 
     To end a portal is a statement.  It is sent only within the lease's lock, for else its own
     thread could give the connection back, or close it, meanwhile.  If that thread is at work
-    on the lease now, or in a statement, the portal is left to it.
-
-    Returns False if the cursor has no portal, or this is its own thread.
+    on the lease now, or in a statement, the portal is left to it.  In either case the cursor is
+    cut off: neither its close() nor its execute() sends anything, whoever has the connection.
     """
     if id(raw) not in lease.portals or not _is_elsewhere(lease):
-        return False
+        return
     try:
-        try_locked(lease, _close_if_free, lease, raw, close)
-        if id(raw) in lease.portals:
-            lease.hooks.driver.detach(raw, False)  # who drops it, is warned of nothing
+        try_locked(lease, _close_if_free, lease, raw)
     finally:
-        _note_closed_elsewhere(lease, raw)
-    return True
+        lease.hooks.driver.detach(raw, False)
 
 
-def _close_if_free(lease: Any, raw: Any, close: Callable[[], None]) -> None:
+def _close_if_free(lease: Any, raw: Any) -> None:
     if id(raw) not in lease.portals or not _may_ask(lease):
         return
     try:
-        close()
+        raw.close()
     finally:
-        del lease.portals[id(raw)]
+        lease.portals.pop(id(raw), None)  # a signal handler may have closed
         _note_portal_left(lease)
 
 

@@ -370,21 +370,12 @@ class Lease:
                 setup.bring_up_to_date(self)
         except BaseException:
             self.drop()
-            self.use = POOLED  # who connects may have closed: block and mode go on
             raise
 
     def _ensure_connection(self) -> None:
         self.wrapper.ensure_connection()
         if self.wrapper.connection is None:  # whoever replaced it did not connect
             raise OperationalError("ensure_connection() has returned without a connection")
-
-    def connect_in_block(self, connect: Callable[[], None]) -> None:
-        """Connect by a base's own method, which may close meanwhile: block and mode go on."""
-
-        def go_on() -> None:
-            self.use = POOLED
-
-        with_undo(partial(setup.without_block, self, connect), go_on)
 
     with_connection = keeping.with_connection
 
@@ -431,7 +422,6 @@ class Lease:
         except BaseException:
             self.drop()
             self.transaction = NONE  # one of receivers; there is none of the user's
-            self.use = POOLED  # who connects may have closed: block and mode go on
             raise
 
     def _forget_interrupted(self) -> None:
@@ -469,7 +459,7 @@ class Lease:
     base_cursor = cursors.base_cursor
     cursor_opened = cursors.cursor_opened
     cursor_closed = cursors.cursor_closed
-    portal_closed_elsewhere = cursors.portal_closed_elsewhere
+    end_portal_elsewhere = cursors.end_portal_elsewhere
 
     # ##### What the session owes #####
 

@@ -324,7 +324,7 @@ def _set_up_again(lease: Any) -> bool:
     Receivers have heard of this connection already.  What they have sent is said again.
     """
     driver, physical, heard = lease.hooks.driver, lease.physical, lease.heard
-    if not _can_be_said(heard, instead_of=heard):
+    if heard is None or not _can_be_said(heard, instead_of=heard):
         return _set_up(lease, announce=True)
     _initialise(lease, announce=True)
     with lease.wrapper.wrap_database_errors:
@@ -388,6 +388,7 @@ def outside_transaction(lease: Any, do: Callable[[], T]) -> T:
         names += ["queries_log", "execute_wrappers"]
     saved = {name: getattr(wrapper, name) for name in names}
     unsent, is_off_by_atomic = lease.unsent_savepoints, lease.is_off_by_atomic
+    use = lease.use
     # With AUTOCOMMIT False stock has set up one connection in that mode; what comes later is
     # in the user's, or what is sent now would begin a transaction that nobody ends.
     is_on = lease.default_autocommit or (not is_first and _is_on(lease))
@@ -402,6 +403,7 @@ def outside_transaction(lease: Any, do: Callable[[], T]) -> T:
 
     def bring_back() -> None:
         lease.unsent_savepoints, lease.is_off_by_atomic = unsent, is_off_by_atomic
+        lease.use = use  # who connects may have closed: block and mode go on
         for name, value in saved.items():
             setattr(wrapper, name, value)
 

@@ -6,6 +6,7 @@ a connection that is broken has none.
 
 from __future__ import annotations
 
+from _thread import get_ident
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,7 @@ def cut_if_stuck(lease: Any) -> None:
     physical = lease.physical
     if (
         physical is not None
+        and lease._holder in (0, get_ident())  # else another thread is ending a portal
         and not lease.wrapper.allow_thread_sharing
         and lease.hooks.driver.is_stuck(physical)
     ):

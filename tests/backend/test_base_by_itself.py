@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -9,11 +11,15 @@ from typing import Any
 
 import pytest
 from django.db import OperationalError, ProgrammingError, connections, transaction
+from django.db.backends.signals import connection_created
 from helpers import DEADLINE, census, installed, run_in_thread, wait_until
+from leases import Stop, time_limit
 from receivers import receiving
+from sessions import pool_for_one
 from settings import STOCK_OF
 
 from django_pg_real_pool import make_release_backend, pin_connection, pool_status
+from django_pg_real_pool._lease.setup import reset_transaction_state
 from django_pg_real_pool._process import reaper
 
 TENANT = "SELECT coalesce(current_setting('app.tenant', true), '')"
@@ -496,6 +502,114 @@ def test_a_block_goes_on_though_a_receiver_has_closed(
     db.close()
     assert observer.execute("SELECT name FROM item").fetchall() == []
     assert census(alias).in_use == 0
+
+
+def one_block(db: Any) -> None:
+    with pytest.raises(Stop), transaction.atomic(using=db.alias):
+        insert(db, "one")
+
+
+def manual_mode(db: Any) -> None:
+    db.set_autocommit(False)
+    with pytest.raises(Stop):
+        insert(db, "one")
+
+
+@pytest.mark.parametrize("program", [one_block, manual_mode])
+def test_a_time_limit_that_closes_ends_the_session(
+    alias: str, program: Callable[[Any], None]
+) -> None:
+    """A4, D2: while the first statement waits for the pool; what comes next is as ever."""
+    is_taken, may_go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic(using=name):
+            ask(connections[name], "SELECT 1")
+            is_taken.set()
+            may_go_on.wait(DEADLINE)
+
+    def close() -> None:
+        db.close()
+        may_go_on.set()
+
+    with pool_for_one(alias) as name:
+        db: Any = connections[name]
+        ask(db, "SELECT 1")
+        holding = threading.Thread(target=run_in_thread, args=[hold])
+        holding.start()
+        assert is_taken.wait(DEADLINE)
+        with time_limit(0.2, close):
+            program(db)
+        holding.join(DEADLINE)
+        assert db.get_autocommit()
+        for _ in range(2):
+            with transaction.atomic(using=name):
+                assert ask(db, "SELECT 2") == 2
+        assert census(name).in_use == 0
+
+
+# ##### All of it is its own #####
+
+
+def connects_wholly_by_itself(stock: Any) -> Any:
+    """Return a base that calls no connect() of Django's, and whose cursors set a tenant."""
+
+    def connect(self: Any) -> None:
+        reset_transaction_state(self)
+        self.health_check_done, self.errors_occurred = True, False
+        self.closed_in_transaction, self.close_at = False, None
+        self.connection = self.get_new_connection(self.get_connection_params())
+        self.set_autocommit(self.settings_dict["AUTOCOMMIT"])
+        self.init_connection_state()
+        connection_created.send(sender=self.__class__, connection=self)
+
+    def _cursor(self: Any, name: str | None = None) -> Any:
+        cursor = super(base, self)._cursor(name)
+        if self.tenant:
+            cursor.execute(f"SET app.tenant = '{self.tenant}'")
+        return cursor
+
+    base = made_with(stock, connect=connect, _cursor=_cursor, tenant="")
+    return base
+
+
+@pytest.mark.parametrize("how", ["cursor", "pin"])
+def test_a_base_that_connects_wholly_by_itself_shows_no_tenant_to_others(
+    alias: str, how: str
+) -> None:
+    """S3: what one request's cursors have set is undone before the next one's are used."""
+    made = make_release_backend(
+        connects_wholly_by_itself(type(connections[STOCK_OF[alias]]))
+    )
+    with pool_for_one(alias) as name, installed(name, made) as db:
+        db.tenant = "red"
+        assert ask(db, TENANT) == "red"
+        db.close()
+
+        db.tenant = ""
+        if how == "cursor":
+            assert ask(db, TENANT) == ""
+        with pin_connection(name):
+            assert ask(db, TENANT) == ""
+
+
+def test_a_bases_own_ensure_connection_may_be_called_in_an_event_loop(alias: str) -> None:
+    """D6: where it has nothing to do, and does not call Django's."""
+
+    def ensure_connection(self: Any) -> None:
+        if self.connection is None:
+            super(base, self).ensure_connection()
+
+    async def ensure() -> None:
+        db.ensure_connection()
+
+    base = made_with(
+        type(connections[STOCK_OF[alias]]), ensure_connection=ensure_connection
+    )
+    with installed(alias, make_release_backend(base)) as db:
+        db.ensure_connection()
+        asyncio.run(ensure())
+        db.close()
 
 
 # ##### Its own class is a base again #####

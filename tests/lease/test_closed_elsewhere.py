@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import connections
-from helpers import DEADLINE, backend_pid, run_in_thread, wait_until
+from django.db import InterfaceError, connections
+from django.db.backends.utils import CursorWrapper
+from helpers import DEADLINE, backend_pid, installed, run_in_thread, wait_until
 from items import Item
+from leases import Stop, time_limit
 from psycopg import Connection
 from sessions import ask, pool_for_one
+from settings import STOCK_OF
 
+from django_pg_real_pool import make_release_backend
 from django_pg_real_pool._process import collector
 from django_pg_real_pool._process.locks import try_locked
 
@@ -48,6 +52,11 @@ class Request:
 
     def do(self, what: Callable[[], Any]) -> Any:
         return self.start(what).result(DEADLINE)
+
+    def open_another(self) -> Any:
+        cursor = connections[self.alias].chunked_cursor()
+        cursor.execute("SELECT generate_series(1, 9)")
+        return cursor
 
     def close(self) -> None:
         connections[self.alias].close()
@@ -131,6 +140,101 @@ def test_nothing_is_sent_while_a_statement_is_on_its_way(
         request.do(collect_within)
         assert request.do(lambda: backend_pid(request.alias)) == request.pid
         assert not request.do(request.lease).is_held
+
+
+def test_its_owner_may_close_it_as_well(alias: str) -> None:
+    """S3: what the other has left to it is not on the connection that goes back."""
+    with request_of(alias) as request:
+        cursor = request.do(request.open_another)
+        physical = request.do(request.lease).physical
+        with physical.lock:  # as in a statement
+            cursor.close()
+        request.do(cursor.close)
+
+
+def test_it_sends_nothing_once_it_is_closed(alias: str) -> None:
+    """R7, R8: the connection may be another request's by then, in a block."""
+    with request_of(alias) as request:
+        cursor = request.do(request.open_another)
+        cursor.close()
+        with pytest.raises(InterfaceError, match="can't be used any more"):
+            cursor.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("is_at_work", [False, True])
+def test_a_bases_own_close_runs_without_the_leases_lock(
+    alias: str, is_at_work: bool
+) -> None:
+    """D6, R7: it may wait for a thread that opens a cursor; and it runs in any case."""
+    has_lock, wants_cursor = threading.RLock(), threading.Event()
+    closed: list[int] = []
+
+    class Cursor(CursorWrapper):
+        def close(self) -> None:
+            if not is_at_work and not closed:
+                wants_cursor.wait(DEADLINE)
+            with has_lock:
+                closed.append(threading.get_ident())
+                self.cursor.close()
+
+    class Base(type(connections[STOCK_OF[alias]])):  # type: ignore[misc]
+        def make_cursor(self, cursor: Any) -> Any:
+            return Cursor(cursor, self)
+
+    Base.__module__ = "a_users.base"
+    with installed(alias, make_release_backend(Base)) as db, ThreadPoolExecutor(1) as other:
+        cursor = db.chunked_cursor()
+        cursor.execute("SELECT generate_series(1, 9)")
+        if is_at_work:
+            try_locked(db._lease, lambda: other.submit(cursor.close).result(DEADLINE))
+        else:
+            with has_lock:
+                closing = other.submit(cursor.close)
+                wants_cursor.set()
+                with suppress(TimeoutError):
+                    closing.result(0.2)
+                another = other_than(closing, db.cursor)
+            closing.result(DEADLINE)
+            another.close()
+        assert closed[0] != threading.get_ident()
+        db.close()
+
+
+def other_than(waiting: Future[Any], do: Callable[[], Any]) -> Any:
+    assert not waiting.done()
+    return do()
+
+
+def test_a_time_limit_that_hits_who_waits_for_it_closes_nothing(
+    alias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F7: the owner's statement waits until the portal has ended."""
+    real, me, is_asked = Connection.wait, threading.get_ident(), threading.Event()
+    may_go_on = threading.Event()
+    asked: list[int] = []
+    with pool_for_one(alias) as name, ThreadPoolExecutor(1) as other:
+        db: Any = connections[name]
+        portal, cursor = db.chunked_cursor(), db.cursor()
+        portal.execute("SELECT generate_series(1, 9)")
+        physical = db._lease.physical
+
+        def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != me and not asked:
+                asked.append(me)
+                is_asked.set()
+                may_go_on.wait(DEADLINE)
+            return real(self, *args, **kwargs)
+
+        monkeypatch.setattr(Connection, "wait", wait)
+        closing = other.submit(portal.close)
+        is_asked.wait(DEADLINE)
+        with time_limit(0.2), pytest.raises(Stop):
+            cursor.execute("SELECT 1")
+        assert not physical.closed
+        may_go_on.set()
+        closing.result(DEADLINE)
+        cursor.close()
+        assert ask(name, "SELECT 1") == 1
 
 
 def test_it_ends_by_itself_if_its_owner_does_not_come_back(alias: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +25,23 @@ class Undo(Exception):
 
 class Stop(BaseException):
     """What a timeout throws into a thread: no Exception, so that nobody catches it."""
+
+
+@contextmanager
+def time_limit(seconds: float, first: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Let a signal raise Stop in so many seconds, after its handler has done `first`."""
+
+    def handle(number: int, frame: Any) -> None:
+        first()
+        raise Stop
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def add(alias: str, name: str) -> None:
