@@ -264,6 +264,8 @@ def test_a_pool_that_is_made_while_others_are_closed_disturbs_nobody(
                 yield each
                 self["another"] = {}
 
+    wrapper.close_pool()
+    backend_pid(ALIAS)  # which makes it anew, whoever has made the one before
     monkeypatch.setattr(pool, "_made_with", MadeWith(pool._made_with))
     pool.close_all_of(database_of(wrapper.settings_dict))
     assert pool_of(ALIAS) is None

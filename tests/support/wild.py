@@ -6,6 +6,7 @@ once on ours.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -157,6 +158,17 @@ def is_gone(connection: Any) -> bool:
     """Return whether a connection is known to be closed."""
     physical = physical_of(connection)
     return physical is None or bool(physical.closed)
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a server process is there still, as far as this system tells."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def physical_of(connection: Any) -> Any:

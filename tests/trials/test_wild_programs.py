@@ -88,6 +88,7 @@ from wild import (
     give_raw,
     in_transaction,
     is_gone,
+    is_running,
     make_clean,
     physical_of,
     pid_of,
@@ -1019,6 +1020,8 @@ class Machine(RuleBasedStateMachine):
             lambda: self.observer.execute(ALIVE, [pids]).fetchone() == (0,),
             "the server processes have ended",
         )
+        # Only then does the system close their sockets, by which a client knows.
+        wait_until(lambda: not any(map(is_running, pids)), "the system has forgotten them")
 
     # ##### A second user of the pool #####
 
