@@ -609,8 +609,8 @@ def test_a_pool_of_a_bases_own_says_what_the_server_says() -> None:
     ):
         wrapper.cursor()
     assert re.search(
-        rf"in 0\.\d\d s: the pool can't connect to the server: connection failed: .*{port} "
-        r"failed: Connection refused",
+        r"in 0\.\d\d s: the pool can't connect to the server: connection failed: "
+        rf"(?:.*{port} failed: )?Connection refused",  # an old psycopg leaves the place out
         str(caught.value),
     )
 

@@ -9,17 +9,22 @@ from weakref import WeakSet
 
 import django
 import pytest
+import sqlalchemy
 from django.db import DataError, connections
 from django.db.transaction import atomic
 from faults import extra_alias
 from helpers import backend_pid, installed, run_in_thread, wait_until
 from leases import ROWS, Undo
 from own_pool.stock.base import DatabaseWrapper as OwnWrapper
+from psycopg.errors import ActiveSqlTransaction
 from settings import STOCK_OF
 
 from django_pg_real_pool import make_release_backend, pin_connection
 
 REQUESTS = 10
+
+#: On it, stock's connections go back with autocommit off; ours do not.
+IS_OLD_SQLALCHEMY = sqlalchemy.__version__.startswith("1.")
 
 
 @contextmanager
@@ -142,7 +147,7 @@ def test_stock_leaves_its_connections_in_autocommit(alias: str, use: Use) -> Non
     with extra_alias(f"modes_{stock}", stock, size=1) as name:
         use(name)
         connections[name].close()
-        assert idle_modes(name) == [True]
+        assert idle_modes(name) == [not (alias == "dj" and IS_OLD_SQLALCHEMY)]
 
 
 @pytest.mark.parametrize("use", [*BLOCKS, *OTHERS])
@@ -188,7 +193,11 @@ def test_who_takes_a_connection_from_the_pool_can_vacuum(
     with extra_alias(f"vacuum_{engine}", engine, size=1) as name:
         block(name)
         connections[name].close()
-        run_in_thread(vacuum)
+        if engine == "stock_dj" and IS_OLD_SQLALCHEMY:
+            with pytest.raises(ActiveSqlTransaction):
+                run_in_thread(vacuum)
+        else:
+            run_in_thread(vacuum)
 
 
 def requests(alias: str) -> set[int]:

@@ -723,6 +723,12 @@ class Machine(RuleBasedStateMachine):
             if seat.in_transaction() or seat.dead == "transaction":
                 self.doomed |= seat.pending
             self.both(seat, self.ending(seat, by_close))
+            for wrapper in (side.wrapper for side in seat.sides()):
+                if wrapper.closed_in_transaction and wrapper.in_atomic_block:
+                    # A block whose savepoint failed, with autocommit off, was never entered.
+                    # Stock's wrapper is of no use then for good, ours until the request ends.
+                    assert not wrapper.atomic_blocks
+                    wrapper.in_atomic_block = wrapper.closed_in_transaction = False
             assert seat.ours.wrapper.connection is None, "R8: a lease outlives its request"
             while seat.pins:
                 self.leave_pin(seat)
