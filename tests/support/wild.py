@@ -128,6 +128,16 @@ class Seat:
     def in_transaction(self) -> bool:
         return in_transaction(self.stock.wrapper)
 
+    def is_beyond_blocks(self) -> bool:
+        """Whether a block's savepoint would fail, after which Django's wrapper is of no use."""
+        wrapper = self.stock.wrapper
+        if self.blocks or wrapper.autocommit:
+            return False
+        return bool(self.dead) or (
+            self.in_transaction()
+            and wrapper.connection.pgconn.transaction_status == TransactionStatus.INERROR
+        )
+
     def is_plain(self) -> bool:
         """Whether it is alive, outside any block, and in autocommit."""
         return (

@@ -634,8 +634,8 @@ class Machine(RuleBasedStateMachine):
         seat = self.seats[number]
         if seat.dead == "outside" or len(seat.blocks) > 3:
             return
-        if seat.dead and not seat.blocks and not seat.stock.wrapper.autocommit:
-            return  # the savepoint fails, and Django's wrapper is of no use then
+        if seat.is_beyond_blocks():
+            return
         atomics = {
             side.name: transaction.atomic(side.alias, savepoint=savepoint)
             for side in seat.sides()
@@ -723,12 +723,6 @@ class Machine(RuleBasedStateMachine):
             if seat.in_transaction() or seat.dead == "transaction":
                 self.doomed |= seat.pending
             self.both(seat, self.ending(seat, by_close))
-            for wrapper in (side.wrapper for side in seat.sides()):
-                if wrapper.closed_in_transaction and wrapper.in_atomic_block:
-                    # A block whose savepoint failed, with autocommit off, was never entered.
-                    # Stock's wrapper is of no use then for good, ours until the request ends.
-                    assert not wrapper.atomic_blocks
-                    wrapper.in_atomic_block = wrapper.closed_in_transaction = False
             assert seat.ours.wrapper.connection is None, "R8: a lease outlives its request"
             while seat.pins:
                 self.leave_pin(seat)
@@ -852,7 +846,7 @@ class Machine(RuleBasedStateMachine):
     def edit_schema(self, number: int, atomic: bool, sets: bool, fails: bool) -> None:
         """S9: what an editor changes of the session stays for the request."""
         seat = self.seats[number]
-        if seat.dead or (seat.in_block() and not atomic):
+        if seat.dead or (seat.in_block() and not atomic) or seat.is_beyond_blocks():
             return
         seat.has_changed = True
 
