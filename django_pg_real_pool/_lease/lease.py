@@ -159,6 +159,8 @@ class Lease:
             reaper.run_soon(partial(self.give_up, "was dropped with a connection"))
         else:
             self.hooks.pool.forget(self)  # where its end was interrupted
+            # As Django's own parts of a wrapper do from 6.0 on: the collector need not.
+            del self.wrapper
 
     # ##### What it is made of #####
 

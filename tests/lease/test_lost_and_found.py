@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from threading import Event
 from typing import Any
 from weakref import WeakSet
 
+import django
 import psycopg
 import pytest
 from django.db import OperationalError, connections, transaction
@@ -280,6 +281,44 @@ def test_a_close_that_was_interrupted_twice_is_done_by_the_next(
     assert wrapper._lease.use is Use.NONE
     assert adapter.lent() == {}
     reaper.reap()
+
+
+def left_to_collector(alias: str, program: Callable[[Any], None]) -> int:
+    """Return how many objects of a wrapper only the collector can free."""
+    wrapper: Any = connections[alias].copy()
+    program(wrapper)
+    wrapper.close()
+    gc.disable()
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        del wrapper
+        gc.collect()
+        return len(gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+def use_nothing(wrapper: Any) -> None:
+    pass
+
+
+def run_a_query(wrapper: Any) -> None:
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+@pytest.mark.skipif(django.VERSION < (6, 0), reason="stock leaves its own parts to it")
+@pytest.mark.parametrize("alias", ["native", "own"])
+@pytest.mark.parametrize("program", [use_nothing, run_a_query])
+def test_a_wrapper_that_is_closed_leaves_nothing_to_the_collector(
+    alias: str, program: Callable[[Any], None]
+) -> None:
+    """D7: as stock's from Django 6.0 on."""
+    assert left_to_collector(STOCK_OF[alias], program) == 0
+    assert left_to_collector(alias, program) == 0
 
 
 # ##### A pool that serves copies #####
