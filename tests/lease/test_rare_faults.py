@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import InternalError, ProgrammingError, close_old_connections, connections
+from django.db.backends.utils import CursorWrapper
 from django.db.transaction import atomic, set_autocommit
 from faults import extra_alias
 from helpers import backend_pid, census, wait_until
@@ -34,6 +35,36 @@ def kill(observer: Any, pid: int) -> None:
         lambda: observer.execute(alive, [pid]).fetchone() == (0,),
         f"{pid} has ended",
     )
+
+
+# ##### What it says of itself #####
+
+
+def test_a_lease_says_what_holds_it(alias: str, wrapper: Any) -> None:
+    """T1: also a transaction that no cursor has noted yet."""
+    lease = wrapper._lease
+    assert repr(lease) == f"<Lease of {alias!r}: no holds>"
+    with pin_connection(alias):
+        assert repr(lease) == f"<Lease of {alias!r}: pin>"
+        wrapper._lease.hooks.pool.physical(wrapper.connection).execute("BEGIN")
+        assert lease.describe_holds() == ["pin", "transaction"]
+    wrapper.close()
+
+
+def test_a_statement_of_a_cursor_that_is_not_ours_is_noted_by_no_policy_ignore(
+    alias: str,
+) -> None:
+    """S4: nothing is cleaned then."""
+    options: Any = {"RELEASE_OPTIONS": {"SESSION_STATE": "ignore"}}
+    with extra_alias(f"ignoring_{alias}", alias, size=1, **options) as name:
+        wrapper: Any = connections[name]
+        pid = backend_pid(name)
+        with wrapper.cursor() as cursor, CursorWrapper(cursor.cursor, wrapper) as plain:
+            plain.execute("SET app.tenant = 'seen'")
+            assert not wrapper._lease.debt
+        with wrapper.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid(), current_setting('app.tenant')")
+            assert cursor.fetchone() == (pid, "seen")
 
 
 # ##### Is it usable? #####

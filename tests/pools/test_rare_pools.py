@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -39,6 +40,36 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         wrapper: Any = connections[name]
         assert type(wrapper.pool) is ConnectionPool
         yield name
+
+
+def test_a_psycopg_pool_that_is_made_otherwise_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R10: what ours overrides is looked for when a pool is made; the log says so once."""
+    monkeypatch.setitem(sys.modules, RealPool.__module__, None)
+    with (
+        caplog.at_level("INFO", logger="django_pg_real_pool"),
+        extra_alias("changed_native", "native", size=1) as name,
+    ):
+        pid = backend_pid(name)
+        wrapper: Any = connections[name]
+        assert type(wrapper.pool) is ConnectionPool
+        with atomic(name):
+            assert backend_pid(name) == pid
+    assert [each.getMessage() for each in caplog.records] == [
+        "psycopg_pool has changed, so its pools are used as they are"
+    ]
+
+
+def test_a_pool_that_stock_has_made_is_closed_with_the_others(wrapper: Any) -> None:
+    """D1: Django keeps one pool for each alias, whichever class has made it."""
+    with extra_alias("stocks_native", "native") as name:
+        ours: Any = connections[name]
+        stock: Any = type(connections["stock_native"])(ours.settings_dict, name)
+        pool = stock.pool
+        ours.close_pool()
+        assert pool.closed
+        stock.close()
 
 
 def test_a_pool_that_is_left_as_it_is_works(plain: str) -> None:
