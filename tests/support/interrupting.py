@@ -18,6 +18,7 @@ from django.db import DatabaseError, connections
 from django.db.transaction import atomic
 from helpers import run_in_thread
 from leases import ROWS, Stop
+from moments import can_be_hit
 
 import django_pg_real_pool
 from django_pg_real_pool import pin_connection
@@ -173,7 +174,7 @@ def _instructions(tick: Tick, hit: Hit) -> Iterator[None]:
         return not hit and get_ident() == me and code.co_filename.startswith(WATCHED)
 
     def before(code: CodeType, offset: int) -> Any:
-        if is_next(code):
+        if is_next(code) and can_be_hit(code, offset):
             tick("before", sys._getframe(1))
         return None if code.co_filename.startswith(WATCHED) else unwatched
 

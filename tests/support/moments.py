@@ -6,6 +6,7 @@ can come between.
 
 from __future__ import annotations
 
+import dis
 import gc
 import os
 import sys
@@ -17,6 +18,14 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from leases import Stop
+
+#: From Python 3.14 on it follows a branch, and may be outside of the `try` that this is in.
+_NOT_TAKEN = dis.opmap.get("NOT_TAKEN")
+
+
+def can_be_hit(code: CodeType, offset: int) -> bool:
+    """Return whether an exception can be thrown before a bytecode: not where none is looked for."""
+    return code.co_code[offset] != _NOT_TAKEN
 
 
 def files_of(*modules: ModuleType) -> frozenset[str]:
@@ -82,7 +91,7 @@ class Break:
         def before(code: CodeType, offset: int) -> Any:
             if code.co_filename not in self._files:
                 return monitoring.DISABLE
-            if get_ident() == me:
+            if get_ident() == me and can_be_hit(code, offset):
                 self._pass(sys._getframe(1))
             return None
 
