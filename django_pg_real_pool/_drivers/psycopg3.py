@@ -183,7 +183,7 @@ class Psycopg(Driver):
         return bool(physical.lock.locked())
 
     def cut(self, physical: Any) -> None:
-        physical.lock.release()  # nobody else can be in there
+        physical.lock.release()  # an interruption has left it: nobody is in there
         end(physical)
 
     def mode_if_ready(

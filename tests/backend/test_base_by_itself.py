@@ -289,13 +289,20 @@ def closes_beneath_in_connect(stock: Any) -> Any:
     return base
 
 
-def closes_when_it_failed(stock: Any) -> Any:
+def fails_to_connect(stock: Any) -> Any:
+    """Return a base whose next `fails` attempts to connect fail."""
+
     def get_new_connection(self: Any, params: Any) -> Any:
         if self.fails:
-            self.fails = False
-            raise self.Database.OperationalError("at the first attempt")
+            self.fails -= 1
+            raise self.Database.OperationalError("not this time")
         return super(base, self).get_new_connection(params)
 
+    base = made_with(stock, get_new_connection=get_new_connection, fails=0)
+    return base
+
+
+def closes_when_it_failed(stock: Any) -> Any:
     def ensure_connection(self: Any) -> None:
         if self.connection is None:
             for _ in range(3):
@@ -306,13 +313,7 @@ def closes_when_it_failed(stock: Any) -> Any:
                 except OperationalError:
                     self.close()
 
-    base = made_with(
-        stock,
-        get_new_connection=get_new_connection,
-        ensure_connection=ensure_connection,
-        fails=True,
-    )
-    return base
+    return made_with(fails_to_connect(stock), ensure_connection=ensure_connection, fails=1)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +332,7 @@ def test_a_block_is_whole_though_its_base_closes_before_it_connects(
             insert(db, f"{db.alias} 2")
             raise ZeroDivisionError
         db.close()
-        db.fails = True
+        db.fails = 1
         with transaction.atomic(using=db.alias):
             transaction.on_commit(partial(called.append, "kept"), using=db.alias)
             insert(db, f"{db.alias} 3")
@@ -347,19 +348,6 @@ def test_a_block_is_whole_though_its_base_closes_before_it_connects(
 
 
 # ##### It closes where it can't connect #####
-
-
-def fails_to_connect(stock: Any, **methods: Any) -> Any:
-    """Return a base whose next `fails` attempts to connect fail."""
-
-    def get_new_connection(self: Any, params: Any) -> Any:
-        if self.fails:
-            self.fails -= 1
-            raise self.Database.OperationalError("not this time")
-        return super(base, self).get_new_connection(params)
-
-    base = made_with(stock, get_new_connection=get_new_connection, fails=0, **methods)
-    return base
 
 
 def gives_up_in_connect(stock: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import pytest
 from django.db import connections
 from faults import extra_alias
 from helpers import DEADLINE, backend_pid, run_in_thread, wait_until
-from leases import Stop
+from leases import Stop, alarm_clock
 from moments import breaks, interruptions
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
@@ -830,14 +829,8 @@ def test_a_place_is_called_once() -> None:
 @pytest.fixture
 def alarm() -> Iterator[Callable[[float], object]]:
     """Raise Stop in the main thread after so many seconds."""
-
-    def stop(*_: object) -> None:
-        raise Stop
-
-    before = signal.signal(signal.SIGALRM, stop)
-    yield partial(signal.setitimer, signal.ITIMER_REAL)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+    with alarm_clock() as ring_in:
+        yield ring_in
 
 
 def test_who_was_interrupted_is_given_nothing(

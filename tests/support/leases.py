@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from django.db import (
@@ -28,20 +29,29 @@ class Stop(BaseException):
 
 
 @contextmanager
-def time_limit(seconds: float, first: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Let a signal raise Stop in so many seconds, after its handler has done `first`."""
+def alarm_clock(
+    first: Callable[[], None] = lambda: None,
+) -> Iterator[Callable[[float], object]]:
+    """Give what lets a signal raise Stop in so many seconds, when its handler has done `first`."""
 
     def handle(number: int, frame: Any) -> None:
         first()
         raise Stop
 
     before = signal.signal(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        yield partial(signal.setitimer, signal.ITIMER_REAL)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def time_limit(seconds: float, first: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Raise Stop in a block after so many seconds, when the handler has done `first`."""
+    with alarm_clock(first) as ring_in:
+        ring_in(seconds)
+        yield
 
 
 def add(alias: str, name: str) -> None:
